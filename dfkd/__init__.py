@@ -1,0 +1,11 @@
+"""dfkd: recover a compressed network without its data.
+
+>>> dreams = dfkd.invert(teacher, num_images=1024, image_shape=(3, 32, 32))
+>>> student = dfkd.prune(teacher, amount=0.75)
+>>> dfkd.recover(student, teacher, dreams)
+"""
+
+from dfkd.api import invert, prune, recover
+from dfkd.dreams import Dreams
+
+__all__ = ["Dreams", "invert", "prune", "recover"]

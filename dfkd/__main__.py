@@ -1,0 +1,5 @@
+"""`python -m dfkd`: the same as the console script."""
+
+from dfkd.app import main
+
+main()

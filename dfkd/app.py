@@ -1,0 +1,174 @@
+"""The command `dfkd`: Hydra at the door, the pipeline behind it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+
+from dfkd import config
+from dfkd.errors import ConfigError, DfkdError, require
+from dfkd.files import write_json, write_text
+from dfkd.inversion.recipe import InversionRecipe
+from dfkd.models.input_spec import InputSpec
+from dfkd.pipeline import STAGES, Experiment, Pipeline
+from dfkd.reporting.result import summary, table_rows
+from dfkd.reporting.run_directory import TABLE_COLUMNS, log_run, write_run
+from dfkd.store import Store, check_writable
+
+log = logging.getLogger("dfkd")
+
+
+def make_experiment(cfg: DictConfig) -> Experiment:
+    """The experiment that a composed configuration describes.
+
+    Raises:
+        DfkdError: a value cannot work.
+    """
+    config.require_complete(cfg)
+    require(cfg.stage in STAGES, "stage", cfg.stage, f"one of {STAGES}")
+    node = config.plain(cfg.input)
+    spec = InputSpec(tuple(node["image_shape"]), node["num_classes"], tuple(node["mean"]), tuple(node["std"]))
+    prune, arguments = config.target_of("pruning", cfg.pruning)
+    return Experiment(
+        name=cfg.name,
+        seed=cfg.seed,
+        spec=spec,
+        build_model=partial(config.instantiate, "model", cfg.model),
+        model_recipe=config.plain(cfg.model),
+        weights=cfg.teacher.weights,
+        training=config.typed(cfg.teacher.training),
+        prune=partial(prune, **arguments),
+        pruning_recipe=config.plain(cfg.pruning),
+        inversion=config.typed(cfg.inversion),
+        distillation=config.typed(cfg.distillation),
+        data=config.instantiate("data", cfg.data, spec),
+        options=config.typed(cfg.trainer),
+    )
+
+
+def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline]:
+    """One job: check everything, then run the stages up to `cfg.stage` and write what they leave into `run_dir`.
+
+    Returns:
+        The content of `result.json` (None where the run stops before `evaluate`), and the pipeline.
+    """
+    status = run_dir / "status.json"
+    check_writable(run_dir, "run_dir")
+    write_json(status, {"status": "running"})
+    loggers: list[Logger] = []
+    try:
+        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
+        experiment = make_experiment(cfg)
+        _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
+        pipeline = Pipeline(experiment, Store(Path(cfg.store)))
+        pipeline.check()
+        loggers = pipeline.loggers = _make_loggers(cfg, run_dir)
+        torch.manual_seed(experiment.seed)
+        scores = pipeline.run(cfg.stage)
+        result = None
+        if scores is not None:
+            result = write_run(pipeline, scores["scores"], run_dir)
+            log_run(result, run_dir, loggers)
+            _print_table(result)
+            log.info("%s", summary(result))
+        log.info("Files of this run: %s", run_dir)
+    except BaseException as error:
+        if isinstance(error, DfkdError):
+            log.error("%s", error)
+        else:
+            log.exception("The run failed.")
+        write_json(status, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        _finish(loggers)
+    write_json(status, {"status": "finished", "stage": cfg.stage})
+    return result, pipeline
+
+
+def _make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+    if not cfg.logger:
+        return []
+    logger = config.instantiate("logger", OmegaConf.merge({"save_dir": str(run_dir)}, cfg.logger))
+    logger.log_hyperparams(config.plain(cfg))
+    return [logger]
+
+
+def _finish(loggers: Sequence[Logger]) -> None:
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def _check_space(recipe: InversionRecipe, spec: InputSpec, store: Path, run_dir: Path) -> None:
+    channels, height, width = spec.image_shape
+    # float16 dreams, and as much again for networks, checkpoints and pictures of a small run
+    needed = {"store": (recipe.num_images + recipe.num_held_out) * channels * height * width * 2 + 2**26}
+    needed["run_dir"] = 2**26
+    for option, directory in (("store", store), ("run_dir", run_dir)):
+        directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory).free
+        if free < needed[option]:
+            raise ConfigError(
+                f"{option} must have {needed[option] / 2**20:.0f} MiB free, got {free / 2**20:.0f} MiB in {directory}. "
+                f"Make room, choose another folder with {option}=..., or lower inversion.num_images."
+            )
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    table = Table(title=f"{result['experiment']}, seed {result['seed']}")
+    for column in TABLE_COLUMNS:
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in table_rows(result):
+        table.add_row(*row, style="bold" if row[0].startswith("recovered") else None)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://dfkd.conf", config_name="config")
+def _hydra_main(cfg: DictConfig) -> float | None:
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    warnings.filterwarnings("default")
+    result, _ = run(cfg, run_dir)
+    if hydra_config.mode is RunMode.MULTIRUN and result is not None:
+        return result["recovered"]["accuracy" if result["teacher"]["accuracy"] is not None else "agreement"]
+    return None
+
+
+def main() -> None:
+    """Entry point of the console script `dfkd`. A user's own modules are found in the current folder."""
+    sys.path.insert(0, os.getcwd())
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
+    config.register()
+    try:
+        _hydra_main()
+    except DfkdError as error:
+        sys.exit(f"dfkd: error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"dfkd: error: {_reasons(error)}")
+
+
+def _reasons(error: BaseException) -> str:
+    lines = [str(error).strip()]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        if str(error).strip() not in lines[-1]:
+            lines.append(str(error).strip())
+    return "\n".join(lines)

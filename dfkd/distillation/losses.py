@@ -1,0 +1,67 @@
+"""What a student is taught on a batch of images: the teacher's softened outputs, and its features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd.errors import ConfigError
+from dfkd.models.batch_norm import batch_norm_layers
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """t^2 KL(softmax(teacher / t) || softmax(student / t)), mean over the batch (Hinton et al. 2015).
+
+    Args:
+        student_logits: (B, classes).
+        teacher_logits: (B, classes).
+        temperature: t, above 0.
+    """
+    log_student = F.log_softmax(student_logits / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference in units of the teacher's variance: 0 when equal, about 2 when unrelated."""
+    return (student - teacher).square().mean() / teacher.var().clamp_min(1e-12)
+
+
+@contextmanager
+def matched_features(teacher: nn.Module, student: nn.Module) -> Iterator[list[Tensor]]:
+    """Within the context, a forward of the teacher and then one of the student fill the list that is given.
+
+    It gets one `feature_error` per use of a batch-norm layer, between the outputs of the two networks' layers of the
+    same name. No hook stays on the models.
+
+    Raises:
+        ConfigError: the networks' batch-norm layers have different names.
+    """
+    teacher_layers, student_layers = batch_norm_layers(teacher), batch_norm_layers(student)
+    if teacher_layers.keys() != student_layers.keys():
+        raise ConfigError(
+            "distillation.feature_weight matches layers of the same name, but teacher and student have different "
+            f"batch-norm layers ({len(teacher_layers)} and {len(student_layers)}). Set it to 0 for a student of "
+            "another architecture."
+        )
+    expected: dict[str, list[Tensor]] = {name: [] for name in teacher_layers}
+    errors: list[Tensor] = []
+
+    # An in-place activation may overwrite a layer's output right after the hook: the teacher's is copied, the
+    # student's is compared on the spot.
+    def keep(name: str):
+        return lambda _module, _inputs, output: expected[name].append(output.detach().clone())
+
+    def compare(name: str):
+        return lambda _module, _inputs, output: errors.append(feature_error(output, expected[name].pop(0)))
+
+    handles = [layer.register_forward_hook(keep(name)) for name, layer in teacher_layers.items()]
+    handles += [layer.register_forward_hook(compare(name)) for name, layer in student_layers.items()]
+    try:
+        yield errors
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,39 @@
+"""What determines a recovery, apart from teacher, student, images and seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfkd.errors import require
+from dfkd.training.optimizer import OptimizerRecipe
+
+BATCH_NORM_MODES = ("live", "frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationRecipe(OptimizerRecipe):
+    """Settings of a recovery: first batch-norm re-estimation, then distillation from the teacher.
+
+    Attributes:
+        reestimate_batch_norm: before the first step, set the student's batch-norm statistics to those of the images.
+        batch_norm: in training, `live` normalises by the batch and keeps learning the running statistics, `frozen`
+            keeps and uses the running statistics.
+        temperature: softmax temperature of the logits' loss.
+        logits_weight: weight of t^2 KL(teacher || student).
+        feature_weight: weight of the mean `feature_error` over the batch-norm layers' outputs.
+    """
+
+    reestimate_batch_norm: bool = True
+    batch_norm: str = "live"
+    temperature: float = 3.0
+    logits_weight: float = 1.0
+    feature_weight: float = 1.0
+
+    group = "distillation"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.temperature > 0, "distillation.temperature", self.temperature, "above 0")
+        for option in ("logits_weight", "feature_weight"):
+            require(getattr(self, option) >= 0, f"distillation.{option}", getattr(self, option), "0 or more")
+        require(self.batch_norm in BATCH_NORM_MODES, "distillation.batch_norm", self.batch_norm, f"one of {BATCH_NORM_MODES}")

@@ -1,0 +1,107 @@
+"""The dream bank: a folder with one self-checking file per batch of dreams."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfkd.errors import ArtifactError
+from dfkd.files import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dreams:
+    """Synthetic images in the teacher's normalised input space, and what the teacher sees in them.
+
+    Attributes:
+        images: (N, C, H, W), float16.
+        labels: target classes, (N,); the teacher's prediction where the inversion had no targets.
+        predictions: the teacher's most likely class, (N,).
+        confidence: the teacher's probability of the label, (N,).
+        held_out: how many of the last dreams only judge the student and never train it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    predictions: Tensor
+    confidence: Tensor
+    held_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def training(self) -> Dreams:
+        """The dreams that train the student."""
+        return self._slice(0, len(self) - self.held_out)
+
+    @property
+    def judging(self) -> Dreams:
+        """The held-out dreams."""
+        return self._slice(len(self) - self.held_out, len(self))
+
+    @property
+    def teacher_accuracy(self) -> float:
+        """Share of the dreams that the teacher assigns to their label."""
+        return (self.predictions == self.labels).double().mean().item()
+
+    def _slice(self, start: int, stop: int) -> Dreams:
+        part = slice(start, stop)
+        return Dreams(self.images[part], self.labels[part], self.predictions[part], self.confidence[part])
+
+
+@dataclass(frozen=True)
+class DreamBank:
+    """A folder of dream batches. Each is written in one step, so what is there is whole whenever a writer dies."""
+
+    directory: Path
+
+    def path(self, index: int) -> Path:
+        """Where batch `index` lies."""
+        return self.directory / f"batch_{index:05d}.safetensors"
+
+    def write(self, index: int, dreams: Dreams, history: list[dict[str, float]]) -> None:
+        """Store batch `index` and the course of its inversion."""
+        tensors = {
+            "images": dreams.images.half(),
+            "labels": dreams.labels,
+            "predictions": dreams.predictions,
+            "confidence": dreams.confidence,
+        }
+        save_tensors(self.path(index), tensors, notes=history)
+
+    def read(self, index: int) -> tuple[Dreams, list[dict[str, float]]]:
+        """Batch `index` and the course of its inversion (`ArtifactError` if missing or damaged)."""
+        tensors, history = load_tensors(self.path(index))
+        return Dreams(**tensors), history
+
+    def missing(self, count: int) -> list[int]:
+        """Which of the batches 0..count-1 are not there; damaged ones are removed and count as missing."""
+        missing = []
+        for index in range(count):
+            if self.path(index).exists():
+                try:
+                    self.read(index)
+                    continue
+                except ArtifactError as error:
+                    log.warning("%s It will be made again.", error)
+                    self.path(index).unlink()
+            missing.append(index)
+        return missing
+
+    def load(self, count: int, held_out: int) -> tuple[Dreams, list[dict[str, Any]]]:
+        """All of the `count` batches as one, and the courses of their inversions, each row with its `batch`."""
+        batches = [self.read(index) for index in range(count)]
+        joined = {
+            name: torch.cat([getattr(dreams, name) for dreams, _ in batches])
+            for name in ("images", "labels", "predictions", "confidence")
+        }
+        history = [{"batch": index, **row} for index, (_, rows) in enumerate(batches) for row in rows]
+        return Dreams(**joined, held_out=held_out), history

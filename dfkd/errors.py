@@ -1,0 +1,50 @@
+"""Errors a user can act on: each message names the option, the value found, what is allowed and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class DfkdError(Exception):
+    """Base of every error that `dfkd` raises on purpose."""
+
+
+class ConfigError(DfkdError, ValueError):
+    """An option has a value that cannot work."""
+
+
+class ModelError(DfkdError, ValueError):
+    """A network does not fit the job: no batch norm, or a wrong input or output shape."""
+
+
+class WeightsError(DfkdError):
+    """A weights file is missing, unreadable, unsafe, or does not belong to the model."""
+
+
+class DataError(DfkdError):
+    """A data set is missing, empty or not what the options say."""
+
+
+class InversionError(DfkdError):
+    """An inversion left the finite numbers; the batch in hand was dropped."""
+
+
+class TrainingError(DfkdError):
+    """A training left the finite numbers; its last checkpoint stays."""
+
+
+class ArtifactError(DfkdError):
+    """A stored file is damaged, or the store cannot be written."""
+
+
+def require(condition: bool, option: str, value: object, allowed: str) -> None:
+    """Raise `ConfigError` naming `option`, its `value` and what is `allowed`, unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{option} must be {allowed}, got {value!r}.")
+
+
+def listing(names: Iterable[str], limit: int = 5) -> str:
+    """The first `limit` names, and how many more there are: lists in error messages stay readable."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

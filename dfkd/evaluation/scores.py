@@ -1,0 +1,53 @@
+"""What a network gets right: on labelled images, and in the eyes of its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from dfkd.models.freezing import frozen
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A network's marks, each in [0, 1], None where it cannot be known.
+
+    Attributes:
+        accuracy: share of the real test images that it classifies rightly.
+        agreement: share of the held-out dreams on which its answer is the teacher's.
+    """
+
+    accuracy: float | None
+    agreement: float | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The marks by name."""
+        return asdict(self)
+
+
+def predict(model: nn.Module, dataset: Dataset, device: torch.device, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+    """The most likely class of every image and the labels, each (N,); the model is left as it was."""
+    home = next(model.parameters()).device
+    predictions, labels = [], []
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=256, num_workers=num_workers)
+    with torch.inference_mode(), frozen(model.to(device)):
+        for images, targets in loader:
+            predictions.append(model(images.to(device).float()).argmax(dim=1).cpu())
+            labels.append(targets)
+    model.to(home)
+    return torch.cat(predictions), torch.cat(labels)
+
+
+def accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> float:
+    """Share of the predictions (N,) that equal the labels (N,)."""
+    return multiclass_accuracy(predictions, labels, num_classes, average="micro").item()
+
+
+def agreement(predictions: Tensor, teacher_predictions: Tensor) -> float:
+    """Share of the images to which two networks give the same class."""
+    return (predictions == teacher_predictions).double().mean().item()

@@ -1,0 +1,93 @@
+"""The terms of the inversion objective as pure functions of tensors.
+
+Source: Yin et al., *Dreaming to Distill*, CVPR 2020 (DI), sections 3.2 and 3.3; the label-free form is from
+Tripurwar et al. 2025 (PPR). Shapes: images are (B, C, H, W), logits (B, classes); every term is a scalar.
+
+Two norms are offered where the published code takes a norm over the whole batch tensor, because that makes a
+coefficient's meaning depend on the batch size: `batch` is the published form, `image` the mean over images of the
+per-image norm, whose coefficients carry over between batch sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NORMS = ("batch", "image")
+
+
+def shifted_differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Differences between the images and their one-pixel shifts: horizontal, vertical and both diagonals."""
+    return (
+        images[:, :, :, :-1] - images[:, :, :, 1:],
+        images[:, :, :-1, :] - images[:, :, 1:, :],
+        images[:, :, 1:, :-1] - images[:, :, :-1, 1:],
+        images[:, :, :-1, :-1] - images[:, :, 1:, 1:],
+    )
+
+
+def norm(x: Tensor, kind: str) -> Tensor:
+    """L2 norm of the whole tensor (`batch`), or the mean over the first axis of the norm of each entry (`image`)."""
+    if kind == "batch":
+        return torch.linalg.vector_norm(x)
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).mean()
+
+
+def total_variation_l2(images: Tensor, kind: str = "batch") -> Tensor:
+    """TV_l2 = sum over the four shifts d of ||x - shift_d(x)||_2 (DI, eq. 3; `kind` as in `norm`)."""
+    return torch.stack([norm(difference, kind) for difference in shifted_differences(images)]).sum()
+
+
+def total_variation_l1(images: Tensor) -> Tensor:
+    """TV_l1 = sum over the four shifts d of mean |x - shift_d(x)|, in the published code's form."""
+    return torch.stack([difference.abs().mean() for difference in shifted_differences(images)]).sum()
+
+
+def image_l2(images: Tensor, kind: str = "batch") -> Tensor:
+    """L2 = ||x||_2 (DI, eq. 3): over the batch (CIFAR form) or the mean per image (ImageNet form)."""
+    return norm(images, kind)
+
+
+def feature_distance(
+    statistics: Sequence[tuple[Tensor, Tensor]],
+    running: Sequence[tuple[Tensor, Tensor]],
+    first_layer_weight: float = 1.0,
+) -> Tensor:
+    """R_feature = sum over layers l of w_l (||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2) (DI, eq. 4).
+
+    Args:
+        statistics: per batch-norm layer, in order of use, the batch's (mean, biased variance), each (C_l,).
+        running: the layers' (running_mean, running_var).
+        first_layer_weight: w_1; the other weights are 1.
+    """
+    terms = []
+    for layer, ((mean, variance), (running_mean, running_var)) in enumerate(zip(statistics, running, strict=True)):
+        distance = torch.linalg.vector_norm(mean - running_mean) + torch.linalg.vector_norm(variance - running_var)
+        terms.append(first_layer_weight * distance if layer == 0 else distance)
+    return torch.stack(terms).sum()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Mean entropy of softmax(logits) in nats: the label-free main term of PPR."""
+    log_p = F.log_softmax(logits, dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1).mean()
+
+
+def jensen_shannon(logits_p: Tensor, logits_q: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean over the batch of JS(softmax(p/t), softmax(q/t)) = KL(p||m)/2 + KL(q||m)/2, m = (p + q)/2, in nats.
+
+    Computed in log space, so it is exact, finite and differentiable however close to one-hot the outputs are.
+    """
+    log_p = F.log_softmax(logits_p / temperature, dim=1)
+    log_q = F.log_softmax(logits_q / temperature, dim=1)
+    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=log_p.dtype, device=log_p.device))
+    divergence = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return 0.5 * divergence.sum(dim=1).mean()
+
+
+def competition(teacher_logits: Tensor, student_logits: Tensor, temperature: float = 3.0) -> Tensor:
+    """R_compete = 1 - JS(teacher, student) (DI, eq. 8): small where teacher and student disagree."""
+    return 1.0 - jensen_shannon(teacher_logits, student_logits, temperature)

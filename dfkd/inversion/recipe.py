@@ -1,0 +1,76 @@
+"""What determines a set of dreams, apart from the teacher and the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfkd.errors import require
+from dfkd.inversion.losses import NORMS
+
+LABEL_LOSSES = ("cross_entropy", "entropy")
+
+
+@dataclass(frozen=True)
+class InversionRecipe:
+    """Settings of an inversion: L(x') = label + a_f R_feature + a_tv TV + a_l2 L2 + a_c R_compete (METHOD: DI, PPR).
+
+    Attributes:
+        num_images: dreams to train the student on.
+        num_held_out: further dreams, in batches of their own, that only judge it. 0: none.
+        batch_size: images optimised together; their joint statistics are matched to the teacher's.
+        iterations: Adam steps per batch.
+        learning_rate: Adam's step, in units of the normalised input.
+        beta1: Adam's decay of the gradient's mean.
+        beta2: Adam's decay of the gradient's square.
+        label_loss: `cross_entropy` to balanced target labels, or `entropy`, which needs no labels (PPR).
+        label_weight: weight of the label loss.
+        feature_weight: a_f, weight of R_feature.
+        first_layer_weight: w_1, multiplier of the first batch-norm layer within R_feature.
+        tv_l2_weight: weight of TV_l2.
+        tv_l1_weight: weight of TV_l1.
+        l2_weight: weight of the image norm.
+        prior_norm: `batch` for norms over the whole batch (published form), `image` for the mean of per-image norms.
+        competition_weight: a_c, weight of R_compete; above 0 it needs a student to compete with.
+        competition_temperature: softmax temperature within R_compete.
+        jitter: largest circular shift in pixels, new at every iteration.
+        flip: mirror the batch at random; only for data whose labels survive it.
+        clip: keep images in the range that valid pixels have after normalisation.
+    """
+
+    num_images: int = 1024
+    num_held_out: int = 128
+    batch_size: int = 256
+    iterations: int = 300
+    learning_rate: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    label_loss: str = "cross_entropy"
+    label_weight: float = 1.0
+    feature_weight: float = 10.0
+    first_layer_weight: float = 1.0
+    tv_l2_weight: float = 2.5e-5
+    tv_l1_weight: float = 0.0
+    l2_weight: float = 0.0
+    prior_norm: str = "batch"
+    competition_weight: float = 0.0
+    competition_temperature: float = 3.0
+    jitter: int = 2
+    flip: bool = False
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        def at_least(option: str, least: float) -> None:
+            require(getattr(self, option) >= least, f"inversion.{option}", getattr(self, option), f"{least} or more")
+
+        for option in ("num_images", "batch_size", "iterations"):
+            at_least(option, 1)
+        for option in ("num_held_out", "jitter", "label_weight", "feature_weight", "first_layer_weight"):
+            at_least(option, 0)
+        for option in ("tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
+            at_least(option, 0)
+        for option in ("learning_rate", "competition_temperature"):
+            require(getattr(self, option) > 0, f"inversion.{option}", getattr(self, option), "above 0")
+        for option in ("beta1", "beta2"):
+            require(0 <= getattr(self, option) < 1, f"inversion.{option}", getattr(self, option), "in [0, 1)")
+        require(self.label_loss in LABEL_LOSSES, "inversion.label_loss", self.label_loss, f"one of {LABEL_LOSSES}")
+        require(self.prior_norm in NORMS, "inversion.prior_norm", self.prior_norm, f"one of {NORMS}")

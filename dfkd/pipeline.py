@@ -1,0 +1,319 @@
+"""The main job: teacher -> prune -> dream -> recover -> evaluate, each stage's product an artifact in the store.
+
+Real images are reachable in two stages only: `teacher` (to train one) and `evaluate` (scores and the real-data
+control). `prune`, `dream` and `recover` are given networks and dreams.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from dfkd.distillation.recipe import DistillationRecipe
+from dfkd.distillation.recover import recover_student, reestimate_on
+from dfkd.dreams import DreamBank, DreamDataModule, Dreams
+from dfkd.errors import ConfigError
+from dfkd.evaluation.controls import noise_images
+from dfkd.evaluation.scores import Scores, accuracy, agreement, predict
+from dfkd.files import file_checksum, load_tensors, save_tensors
+from dfkd.inversion.invert import fill_bank
+from dfkd.inversion.plan import plan_batches
+from dfkd.inversion.recipe import InversionRecipe
+from dfkd.models.batch_norm import require_batch_norm
+from dfkd.models.input_spec import InputSpec, check_model
+from dfkd.models.weights import load_state, load_teacher_weights
+from dfkd.pruning.sparsity import sparsity
+from dfkd.real_data import Purpose, RealImages
+from dfkd.real_data.datamodule import RealDataModule, random_subset
+from dfkd.seeding import derive_seed
+from dfkd.store import Artifact, Store
+from dfkd.training.fit import TrainerOptions, fit
+from dfkd.training.teacher import TeacherRecipe, TeacherTraining
+
+log = logging.getLogger(__name__)
+
+STAGES = ("teacher", "prune", "dream", "recover", "evaluate")
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that determines a run's result, as plain objects.
+
+    Attributes:
+        name: for people.
+        seed: of everything random.
+        spec: the teacher's input and classes.
+        build_model: makes the network with random weights.
+        model_recipe: what `build_model` makes, as plain JSON.
+        weights: the teacher's weights: a file, `torchvision:NAME`, or None to train it.
+        training: how to train the teacher, where it has no weights.
+        prune: prunes a network in place.
+        pruning_recipe: what `prune` does, as plain JSON.
+        inversion: how to dream.
+        distillation: how to recover.
+        data: the real images, or None.
+        options: where and how precisely to compute.
+    """
+
+    name: str
+    seed: int
+    spec: InputSpec
+    build_model: Callable[[], nn.Module]
+    model_recipe: dict[str, Any]
+    weights: str | None
+    training: TeacherRecipe
+    prune: Callable[[nn.Module], None]
+    pruning_recipe: dict[str, Any]
+    inversion: InversionRecipe
+    distillation: DistillationRecipe
+    data: RealImages | None = None
+    options: TrainerOptions = field(default_factory=TrainerOptions)
+
+
+@dataclass
+class Pipeline:
+    """Runs the stages of an experiment that are missing from the store.
+
+    Attributes:
+        experiment: what to do.
+        store: where products are found and kept.
+        loggers: told the course of every stage; of a stage that was found, the course it had.
+        artifacts: the products so far, by stage or control.
+        seconds: what each stage cost, whenever it was made.
+    """
+
+    experiment: Experiment
+    store: Store
+    loggers: Sequence[Logger] = ()
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""
+        e = self.experiment
+        model = e.build_model()
+        require_batch_norm(model)
+        check_model(model, e.spec)
+        if e.weights is not None:
+            load_teacher_weights(model, e.weights, e.model_recipe)
+        elif e.data is None:
+            raise ConfigError(
+                "teacher.weights is null and data=none: there is neither a trained teacher nor data to train one on. "
+                "Give teacher.weights=FILE, or a data group."
+            )
+        e.prune(model)
+        if e.inversion.competition_weight:
+            raise ConfigError(
+                f"inversion.competition_weight is {e.inversion.competition_weight}, but the dreams of this pipeline "
+                "are made before there is a student to compete with. Set it to 0."
+            )
+        training_dreams = e.inversion.num_images
+        if e.distillation.batch_size > training_dreams:
+            raise ConfigError(
+                f"distillation.batch_size must be at most inversion.num_images ({training_dreams}), got "
+                f"{e.distillation.batch_size}."
+            )
+        if e.data is None and not e.inversion.num_held_out:
+            raise ConfigError(
+                "inversion.num_held_out must be 1 or more with data=none, got 0: held-out dreams are all that can "
+                "judge the student then."
+            )
+        self.store.check_writable()
+
+    def run(self, last: str = "evaluate") -> dict[str, Any] | None:
+        """Run all stages up to `last`; after `evaluate`, the scores and counts that make up the result."""
+        for stage in STAGES[: STAGES.index(last) + 1]:
+            started = time.monotonic()
+            log.info("%s ...", stage)
+            getattr(self, f"_{stage}")()
+            artifact = self.artifacts.get(stage)
+            if artifact is not None:
+                self.seconds[stage] = artifact.seconds
+            log.info(
+                "%s: %s", stage, "found" if artifact and artifact.reused else f"{time.monotonic() - started:.1f} s"
+            )
+        return self.artifacts["evaluate"].notes if last == "evaluate" else None
+
+    # ---------------------------------------------------------------------------------------------------- stages
+
+    def _teacher(self) -> None:
+        e = self.experiment
+        recipe: dict[str, Any] = {"model": e.model_recipe}
+        if e.weights is None:
+            recipe |= {"training": asdict(e.training), "data": _data(e).fingerprint, "input": asdict(e.spec)}
+            recipe |= {"seed": e.seed, "precision": e.options.precision}
+        elif e.weights.startswith("torchvision:"):
+            recipe |= {"weights": e.weights}
+        else:
+            recipe |= {"weights": file_checksum(Path(e.weights))}
+
+        def make(directory: Path) -> dict[str, Any]:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(e.seed, "teacher"))
+                teacher = e.build_model()
+            history = []
+            if e.weights is not None:
+                load_teacher_weights(teacher, e.weights, e.model_recipe)
+            else:
+                images = _data(e).open(Purpose.TEACHER_TRAINING)
+                data = RealDataModule(images, e.training.batch_size, e.seed, e.options.num_workers)
+                module = TeacherTraining(teacher, e.training, e.seed, "teacher")
+                history = fit(module, data, directory, e.options, self.loggers)
+            save_tensors(directory / WEIGHTS, teacher.state_dict())
+            return {"history": history}
+
+        self._obtain("teacher", "teacher", recipe, make)
+
+    def _prune(self) -> None:
+        recipe = {"teacher": self.artifacts["teacher"].key, "pruning": self.experiment.pruning_recipe}
+
+        def make(directory: Path) -> dict[str, Any]:
+            student = self.network("teacher")
+            self.experiment.prune(student)
+            save_tensors(directory / WEIGHTS, student.state_dict())
+            return {"sparsity": sparsity(student)}
+
+        self._obtain("prune", "pruned", recipe, make)
+
+    def _dream(self) -> None:
+        e = self.experiment
+        recipe = {
+            "teacher": self.artifacts["teacher"].key,
+            "input": asdict(e.spec),
+            "inversion": asdict(e.inversion),
+            "seed": e.seed,
+            "precision": e.options.precision,
+        }
+
+        def make(directory: Path) -> dict[str, Any]:
+            teacher = self.network("teacher")
+            dreams, history = fill_bank(
+                teacher, e.inversion, e.spec, e.seed, directory, e.options, loggers=self.loggers
+            )
+            targeted = e.inversion.label_loss != "entropy"
+            return {"teacher_accuracy": dreams.teacher_accuracy if targeted else None, "history": history}
+
+        self._obtain("dream", "dreams", recipe, make)
+
+    def _recover(self) -> None:
+        data = DreamDataModule(self.dreams(), self.experiment.distillation.batch_size, self.experiment.seed)
+        self._recover_on("recover", {"dreams": self.artifacts["dream"].key}, lambda: data)
+
+    def _evaluate(self) -> None:
+        e = self.experiment
+        count = e.inversion.num_images
+        batch_size = e.distillation.batch_size
+
+        def noise() -> lightning.LightningDataModule:
+            return DreamDataModule(noise_images(count, e.spec.image_shape, e.seed), batch_size, e.seed)
+
+        def real() -> lightning.LightningDataModule:
+            images = random_subset(_data(e).open(Purpose.REAL_DATA_CONTROL), count, e.seed)
+            return RealDataModule(images, batch_size, e.seed, e.options.num_workers)
+
+        controls = {"noise": {"noise": [count, *e.spec.image_shape]}}
+        makers = {"noise": noise, "real": real}
+        if e.data is not None:
+            controls["real"] = {"real": [count, e.data.fingerprint], "input": asdict(e.spec)}
+        for control, images_recipe in controls.items():
+            self._recover_on(control, images_recipe, makers[control])
+
+        recipe = {name: artifact.key for name, artifact in self.artifacts.items()}
+        recipe["data"] = None if e.data is None else e.data.fingerprint
+
+        def make(directory: Path) -> dict[str, Any]:
+            return {"scores": {name: scores.as_dict() for name, scores in self._score().items()}}
+
+        self._obtain("evaluate", "scores", recipe, make)
+
+    # --------------------------------------------------------------------------------------------------- helpers
+
+    def network(self, artifact: str) -> nn.Module:
+        """The network of the artifact made by a stage or control."""
+        with torch.random.fork_rng():
+            model = self.experiment.build_model()
+        path = self.artifacts[artifact].directory / WEIGHTS
+        load_state(model, load_tensors(path)[0], str(path))
+        return model.eval()
+
+    def dreams(self) -> Dreams:
+        """The dreams, training and held-out."""
+        e = self.experiment
+        count = len(plan_batches(e.inversion, e.spec.num_classes, e.seed))
+        return DreamBank(self.artifacts["dream"].directory).load(count, e.inversion.num_held_out)[0]
+
+    def _recover_on(
+        self, name: str, images: dict[str, Any], make_data: Callable[[], lightning.LightningDataModule]
+    ) -> None:
+        e = self.experiment
+        recipe = {
+            "teacher": self.artifacts["teacher"].key,
+            "student": self.artifacts["prune"].key,
+            "images": images,
+            "distillation": asdict(e.distillation),
+            "seed": e.seed,
+            "precision": e.options.precision,
+        }
+
+        def make(directory: Path) -> dict[str, Any]:
+            student = self.network("prune")
+            history = recover_student(
+                student, self.network("teacher"), make_data(), e.distillation, e.seed, directory, e.options,
+                self.loggers, name,
+            )  # fmt: skip
+            save_tensors(directory / WEIGHTS, student.state_dict())
+            return {"sparsity": sparsity(student), "history": history}
+
+        self._obtain(name, "recovered", recipe, make)
+
+    def _score(self) -> dict[str, Scores]:
+        e = self.experiment
+        device = e.options.torch_device()
+        networks = {"teacher": "teacher", "pruned": "prune", "noise": "noise", "real": "real", "recovered": "recover"}
+        models = {name: self.network(stage) for name, stage in networks.items() if stage in self.artifacts}
+        dreams = DreamDataModule(self.dreams(), e.distillation.batch_size, e.seed)
+        models["batchnorm"] = self.network("prune")
+        reestimate_on(models["batchnorm"], dreams.train_dataloader(), e.options)
+        held_out = dreams.val_dataloader().dataset
+        answers = {}
+        if e.inversion.num_held_out:
+            answers = {name: predict(model, held_out, device)[0] for name, model in models.items()}
+        accuracies: dict[str, float] = {}
+        if e.data is not None:
+            test_images = e.data.open(Purpose.EVALUATION)
+            for name, model in models.items():
+                predictions, labels = predict(model, test_images, device, e.options.num_workers)
+                accuracies[name] = accuracy(predictions, labels, e.spec.num_classes)
+        return {
+            name: Scores(
+                accuracy=accuracies.get(name),
+                agreement=agreement(answers[name], answers["teacher"]) if answers else None,
+            )
+            for name in models
+        }
+
+    def _obtain(
+        self, name: str, kind: str, recipe: dict[str, Any], make: Callable[[Path], dict[str, Any]]
+    ) -> None:
+        artifact = self.store.obtain(kind, recipe, make)
+        self.artifacts[name] = artifact
+        if artifact.reused:
+            for index, row in enumerate(artifact.notes.get("history", [])):
+                for logger in self.loggers:
+                    logger.log_metrics({f"{name}/{key}": value for key, value in row.items()}, index)
+
+
+def _data(experiment: Experiment) -> RealImages:
+    if experiment.data is None:
+        raise ConfigError("data=none: this step needs real images.")
+    return experiment.data

@@ -1,0 +1,70 @@
+"""Sparsity of the prunable weights, those of convolutions and linear layers, and holding it through a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from dfkd.errors import ModelError
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """How many of a layer's weights are exactly zero."""
+
+    layer: str
+    shape: tuple[int, ...]
+    weights: int
+    zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are zero."""
+        return self.zeros / self.weights
+
+
+def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions and linear layers by module path. Batch norm, biases and everything else stay dense.
+
+    Raises:
+        ModelError: there is none.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _ConvNd | nn.Linear)}
+    if not layers:
+        raise ModelError(f"{type(model).__name__} has no convolution or linear layer to prune.")
+    return layers
+
+
+def layer_sparsity(model: nn.Module) -> list[LayerSparsity]:
+    """Sparsity of every prunable layer, in the model's order."""
+    return [
+        LayerSparsity(name, tuple(layer.weight.shape), layer.weight.numel(), int((layer.weight == 0).sum()))
+        for name, layer in prunable_layers(model).items()
+    ]
+
+
+def sparsity(model: nn.Module) -> float:
+    """Share of all prunable weights that are exactly zero."""
+    layers = layer_sparsity(model)
+    return sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers)
+
+
+class FixedZeros:
+    """Keeps the weights that are zero now at zero: call it after every optimiser step.
+
+    The mask is read from the weights themselves, so a student that was pruned by any tool can be recovered, and the
+    student's keys stay plain.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.masks: list[tuple[Tensor, Tensor]] = [
+            (layer.weight, layer.weight == 0) for layer in prunable_layers(model).values()
+        ]
+
+    @torch.no_grad()
+    def __call__(self, *_: object) -> None:
+        for weight, zero in self.masks:
+            weight.masked_fill_(zero.to(weight.device), 0.0)

@@ -1,0 +1,6 @@
+"""Real images, for teacher training, evaluation and the real-data control alone (see `access`)."""
+
+from dfkd.real_data.access import Purpose, RealImages, Split
+from dfkd.real_data.sources import cifar, digits, image_folder, no_data
+
+__all__ = ["Purpose", "RealImages", "Split", "cifar", "digits", "image_folder", "no_data"]

@@ -1,0 +1,161 @@
+"""Where real images come from: `digits`, CIFAR, any folder of images, or nowhere.
+
+Each source checks at once that it fits the network's input, and reads pixels only when its door is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+from torchvision.transforms import v2
+
+from dfkd.errors import DataError, listing
+from dfkd.models.input_spec import InputSpec
+from dfkd.real_data.access import RealImages, Split
+
+
+def no_data(spec: InputSpec) -> None:
+    """No real images at all: the run then reports agreement on held-out dreams in place of accuracy."""
+    return None
+
+
+def digits(spec: InputSpec) -> RealImages:
+    """The 1,797 scanned digits (8x8, grey) that scikit-learn ships; a fifth of each class is the test split.
+
+    Raises:
+        DataError: the network does not take one channel and ten classes.
+    """
+    _check_classes(10, spec, "digits")
+
+    def opener(split: Split) -> Dataset:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        bunch = load_digits()
+        parts = train_test_split(bunch.images, bunch.target, test_size=0.2, stratify=bunch.target, random_state=0)
+        pixels, labels = (parts[0], parts[2]) if split is Split.TRAIN else (parts[1], parts[3])
+        images = torch.from_numpy(pixels / 16.0).float().unsqueeze(1)
+        return TensorDataset(_pixel_transform(spec)(images), torch.from_numpy(np.asarray(labels)).long())
+
+    return RealImages("digits", "scikit-learn digits, stratified fifth held out, split 0", opener)
+
+
+def cifar(spec: InputSpec, root: str = "data", classes: int = 10) -> RealImages:
+    """CIFAR-10 or CIFAR-100 by torchvision, downloaded into `root` where it is not there yet.
+
+    Raises:
+        DataError: `classes` is not 10 or 100, or the network has another number of classes.
+    """
+    if classes not in (10, 100):
+        raise DataError(f"data.classes must be 10 or 100, got {classes!r}.")
+    name = f"cifar{classes}"
+    _check_classes(classes, spec, name)
+    data_set = CIFAR10 if classes == 10 else CIFAR100
+
+    def opener(split: Split) -> Dataset:
+        try:
+            return data_set(root, train=split is Split.TRAIN, transform=_file_transform(spec), download=True)
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{name} is not in data.root={root} and could not be downloaded ({error}). Put it there, or use "
+                "data=image_folder or data=none."
+            ) from error
+
+    return RealImages(name, name, opener)
+
+
+def image_folder(spec: InputSpec, root: str, train: str = "train", test: str = "test") -> RealImages:
+    """Images on disk as root/train/<class>/* and root/test/<class>/*; resized to the network's input.
+
+    Args:
+        spec: the network's input.
+        root: the folder.
+        train: its sub-folder for teacher training and the real-data control.
+        test: its sub-folder for evaluation.
+
+    Raises:
+        DataError: a folder is missing or empty, has a single class, or its classes are not the network's.
+    """
+    folders = {Split.TRAIN: Path(root) / train, Split.TEST: Path(root) / test}
+    digest = hashlib.sha256()
+    for folder in folders.values():
+        digest.update(_check_folder(folder, spec).encode())
+
+    def opener(split: Split) -> Dataset:
+        loader = None if spec.image_shape[0] == 3 else _load_any_channels
+        arguments = {} if loader is None else {"loader": loader}
+        return ImageFolder(str(folders[split]), transform=_file_transform(spec), **arguments)
+
+    return RealImages(f"image_folder {root}", digest.hexdigest(), opener)
+
+
+def _check_folder(folder: Path, spec: InputSpec) -> str:
+    """Listing of a folder as text: names and sizes, without opening an image."""
+    if not folder.is_dir():
+        raise DataError(
+            f"data.root: there is no folder {folder}. It should hold one sub-folder of images per class. "
+            "Correct data.root, data.train or data.test, or use data=none."
+        )
+    extensions = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    if not classes:
+        raise DataError(f"data.root: {folder} is empty: it should hold one sub-folder of images per class.")
+    lines = []
+    for class_folder in classes:
+        images = sorted(path for path in class_folder.rglob("*") if path.suffix.lower() in extensions)
+        if not images:
+            raise DataError(f"data.root: the class folder {class_folder} holds no image ({listing(extensions, 9)}).")
+        lines += [f"{path.relative_to(folder)} {path.stat().st_size}" for path in images]
+    if len(classes) == 1:
+        raise DataError(
+            f"data.root: {folder} has a single class ({classes[0].name}); a classifier needs two or more. "
+            "Is data.root one level too deep or too high?"
+        )
+    _check_classes(len(classes), spec, str(folder))
+    return "\n".join(lines)
+
+
+def _check_classes(classes: int, spec: InputSpec, name: str) -> None:
+    if classes != spec.num_classes:
+        raise DataError(
+            f"data: {name} has {classes} classes, but input.num_classes is {spec.num_classes}. "
+            "Use the data that the network was trained for, or data=none."
+        )
+
+
+def _file_transform(spec: InputSpec) -> nn.Module:
+    channels = {1: "L", 3: "RGB"}.get(spec.image_shape[0])
+    convert = [v2.Grayscale(1)] if channels == "L" else [v2.RGB()] if channels == "RGB" else []
+    return v2.Compose([v2.ToImage(), *convert, v2.ToDtype(torch.float32, scale=True), _pixel_transform(spec)])
+
+
+def _pixel_transform(spec: InputSpec) -> nn.Module:
+    """Pixels in [0, 1] to the network's input: resized, in its number of channels, normalised."""
+    return v2.Compose(
+        [
+            v2.Resize(list(spec.image_shape[1:]), antialias=True),
+            v2.Lambda(lambda images: _with_channels(images, spec.image_shape[0])),
+            v2.Normalize(list(spec.mean), list(spec.std)),
+        ]
+    )
+
+
+def _with_channels(images: Tensor, channels: int) -> Tensor:
+    found = images.shape[-3]
+    if found == channels:
+        return images
+    if found == 1:
+        return images.expand(*images.shape[:-3], channels, *images.shape[-2:])
+    raise DataError(f"data: the images have {found} channels, but input.image_shape says {channels}.")
+
+
+def _load_any_channels(path: str) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_image
+
+    return decode_image(path, ImageReadMode.UNCHANGED)

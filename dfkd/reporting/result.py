@@ -1,0 +1,127 @@
+"""The result of a run as one JSON document, and as the rows of a table."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from dfkd.pipeline import Pipeline
+from dfkd.training.progress import duration
+
+# Names of the table's rows and the bars of recovery.png, in order.
+NETWORKS = {
+    "teacher": "teacher",
+    "pruned": "pruned, untouched",
+    "noise": "control: distilled on noise",
+    "batchnorm": "control: batch-norm re-estimation on dreams",
+    "recovered": "recovered on dreams",
+    "real": "control: distilled on real images",
+}
+
+
+def build_result(pipeline: Pipeline, scores: dict[str, dict[str, float | None]]) -> dict[str, Any]:
+    """The content of `result.json`. Accuracies and agreements are in [0, 1], None where they cannot be known.
+
+    `agreement` is the share of held-out dreams on which a network gives the teacher's answer. `recovery` is
+    (recovered - pruned) / (teacher - pruned) in accuracy. `timing` is seconds by stage, as measured when the stage's
+    product was made; `reused` names the products that this run found in the store.
+    """
+    e = pipeline.experiment
+    artifacts = pipeline.artifacts
+    dreams = artifacts["dream"].notes
+    mark = {name: scores.get(name, {"accuracy": None, "agreement": None}) for name in NETWORKS}
+    stages = {name: round(artifacts[name].seconds, 2) for name in ("teacher", "prune", "dream", "recover")}
+    controls = sum(artifacts[name].seconds for name in ("noise", "real") if name in artifacts)
+    stages |= {"controls": round(controls, 2), "evaluate": round(artifacts["evaluate"].seconds, 2)}
+    accuracy = {name: marks["accuracy"] for name, marks in mark.items()}
+    return {
+        "experiment": e.name,
+        "seed": e.seed,
+        "teacher": {"accuracy": accuracy["teacher"], "weights": e.weights or "trained here"},
+        "pruned": {**mark["pruned"], "sparsity": artifacts["prune"].notes["sparsity"]},
+        "recovered": {**mark["recovered"], "sparsity": artifacts["recover"].notes["sparsity"]},
+        "controls": {name: accuracy[name] for name in ("batchnorm", "noise", "real")},
+        "controls_agreement": {name: mark[name]["agreement"] for name in ("batchnorm", "noise", "real")},
+        "recovery": recovery(accuracy["teacher"], accuracy["pruned"], accuracy["recovered"]),
+        "dreams": {
+            "count": e.inversion.num_images,
+            "held_out": e.inversion.num_held_out,
+            "iterations": e.inversion.iterations,
+            "teacher_accuracy": dreams["teacher_accuracy"],
+        },
+        "timing": stages | {"total": round(sum(stages.values()), 2)},
+        "reused": sorted(name for name, artifact in artifacts.items() if artifact.reused),
+        "artifacts": {name: f"{artifact.kind}/{artifact.key}" for name, artifact in sorted(artifacts.items())},
+        "data": {
+            "name": None if e.data is None else e.data.name,
+            "opened_for": [] if e.data is None else e.data.opened,
+        },
+        "environment": environment(e.options.torch_device()),
+    }
+
+
+def recovery(teacher: float | None, pruned: float | None, recovered: float | None) -> float | None:
+    """(recovered - pruned) / (teacher - pruned); None where it is not known or nothing was lost."""
+    if teacher is None or pruned is None or recovered is None or teacher == pruned:
+        return None
+    return (recovered - pruned) / (teacher - pruned)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, without names of machines or paths."""
+    packages = ("dfkd", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows of (network, sparsity, accuracy, agreement) as text; networks that were not made are left out."""
+    rows = []
+    for name, label in NETWORKS.items():
+        marks = _marks(result, name)
+        if marks == (None, None) and name != "teacher":
+            continue
+        sparsity = 0.0 if name == "teacher" else result["pruned"]["sparsity"]
+        agreement = "" if name == "teacher" else _percent(marks[1])
+        rows.append((label, _percent(sparsity), _percent(marks[0]), agreement))
+    return rows
+
+
+def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """The mark that the run can be judged by (`accuracy`, or without data `agreement`), and its value by network."""
+    kind = "agreement" if result["teacher"]["accuracy"] is None else "accuracy"
+    values = {label: _marks(result, name)[kind == "agreement"] for name, label in NETWORKS.items()}
+    return kind, {label: value for label, value in values.items() if value is not None}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line on what the run did and how long it took."""
+    dreams, timing = result["dreams"], result["timing"]
+    line = f"{dreams['count']} dreams of {dreams['iterations']} iterations"
+    if dreams["teacher_accuracy"] is not None:
+        line += f", {_percent(dreams['teacher_accuracy'])} of them seen as their label by the teacher"
+    line += f". Dreaming took {duration(timing['dream'])}, recovery {duration(timing['recover'])}, "
+    line += f"all stages {duration(timing['total'])} on {result['environment']['device']}."
+    if result["recovery"] is not None:
+        line += f" Recovered {_percent(result['recovery'])} of what pruning lost."
+    return line
+
+
+def _marks(result: dict[str, Any], name: str) -> tuple[float | None, float | None]:
+    if name == "teacher":
+        return result["teacher"]["accuracy"], None
+    if name in ("pruned", "recovered"):
+        return result[name]["accuracy"], result[name]["agreement"]
+    return result["controls"][name], result["controls_agreement"][name]
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,80 @@
+"""What a finished run leaves in its directory, and in wandb."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from dfkd.files import save_tensors, write_json, write_text
+from dfkd.pipeline import Pipeline
+from dfkd.pruning.sparsity import layer_sparsity
+from dfkd.reporting.figures import dream_grid, recovery_bars, save_figure
+from dfkd.reporting.result import bars, build_result, table_rows
+
+TABLE_COLUMNS = ["network", "sparsity", "accuracy", "agreement"]
+
+
+def write_run(pipeline: Pipeline, scores: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Write everything but the log and `config.yaml`; `result.json` comes last, so that it tells a finished run.
+
+    Returns:
+        The content of `result.json`.
+    """
+    result = build_result(pipeline, scores)
+    student = pipeline.network("recover")
+    save_tensors(directory / "student.safetensors", student.state_dict())
+    _write_csv(
+        directory / "sparsity.csv",
+        ["layer", "shape", "weights", "zeros", "sparsity"],
+        [
+            [layer.layer, "x".join(map(str, layer.shape)), layer.weights, layer.zeros, f"{layer.sparsity:.6f}"]
+            for layer in layer_sparsity(student)
+        ],
+    )
+    _write_csv(directory / "metrics.csv", ["stage", "batch", "step", "metric", "value"], _metrics(pipeline))
+    save_figure(dream_grid(pipeline.dreams(), pipeline.experiment.spec), directory / "dreams.png")
+    save_figure(recovery_bars(*bars(result)), directory / "recovery.png")
+    write_json(directory / "result.json", result)
+    return result
+
+
+def log_run(result: dict[str, Any], directory: Path, loggers: Sequence[Logger]) -> None:
+    """Send the pictures, the table and the result's numbers to the wandb loggers."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image("dreams", [str(directory / "dreams.png")])
+            logger.log_image("recovery", [str(directory / "recovery.png")])
+            logger.log_table("result", columns=TABLE_COLUMNS, data=[list(row) for row in table_rows(result)])
+            logger.experiment.summary.update(_numbers(result))
+
+
+def _metrics(pipeline: Pipeline) -> Iterable[list[Any]]:
+    for stage, artifact in pipeline.artifacts.items():
+        for row in artifact.notes.get("history", []):
+            step = row.get("update", row.get("iteration"))
+            for name, value in row.items():
+                if name not in ("batch", "update", "iteration"):
+                    yield [stage, row.get("batch", ""), step, name, value]
+
+
+def _numbers(content: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,1 @@
+"""What every training here shares: exact resume, augmentation, optimiser and progress; and the teacher's own."""

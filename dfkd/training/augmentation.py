@@ -1,0 +1,27 @@
+"""Augmentation of a whole batch on its own device, drawn from the global generator that each update seeds."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def augment(images: Tensor, crop_padding: int = 0, flip: bool = False) -> Tensor:
+    """Each image of (B, C, H, W) padded by `crop_padding` zeros and cropped at random, and mirrored half of the time.
+
+    Zero is the mean colour of a normalised input.
+    """
+    batch, _, height, width = images.shape
+    if crop_padding:
+        padded = F.pad(images, (crop_padding,) * 4).permute(0, 2, 3, 1)
+        top = torch.randint(0, 2 * crop_padding + 1, (batch, 1), device=images.device)
+        left = torch.randint(0, 2 * crop_padding + 1, (batch, 1), device=images.device)
+        rows = top + torch.arange(height, device=images.device)
+        columns = left + torch.arange(width, device=images.device)
+        index = torch.arange(batch, device=images.device)[:, None, None]
+        images = padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if flip:
+        mirrored = torch.rand(batch, 1, 1, 1, device=images.device) < 0.5
+        images = torch.where(mirrored, images.flip(3), images)
+    return images

@@ -1,0 +1,183 @@
+"""Fitting a module by a Lightning trainer that continues from its last checkpoint, exactly."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import warnings
+import zipfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric import Fabric
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dfkd.errors import require
+from dfkd.seeding import derive_seed
+from dfkd.training.module import SeededTraining
+from dfkd.training.progress import Progress
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "resume.ckpt"
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Where and how precisely to compute.
+
+    Attributes:
+        accelerator: `auto`, `cpu`, `gpu` (`cuda`) or `mps`.
+        device: index of the accelerator's device.
+        precision: `32-true`, or `bf16-mixed` (weights, images and statistics stay in float32).
+        num_workers: processes that read real images; dreams need none.
+    """
+
+    accelerator: str = "auto"
+    device: int = 0
+    precision: str = "32-true"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.accelerator in ACCELERATORS, "trainer.accelerator", self.accelerator, f"one of {ACCELERATORS}")
+        require(self.precision in PRECISIONS, "trainer.precision", self.precision, f"one of {PRECISIONS}")
+        require(self.num_workers >= 0, "trainer.num_workers", self.num_workers, "0 or more")
+        require(self.device >= 0, "trainer.device", self.device, "0 or more")
+
+    def torch_device(self) -> torch.device:
+        """The device that the trainer will use."""
+        return Fabric(accelerator=self.accelerator, devices=self._devices()).device
+
+    def _devices(self) -> int | list[int]:
+        on_cpu = self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
+        return 1 if on_cpu else [self.device]
+
+    def make_trainer(self, loggers: Sequence[Logger] = (), callbacks: Sequence[Callback] = (), **arguments: Any):
+        """A Lightning trainer on one device, silent but for the given loggers and callbacks."""
+        return lightning.Trainer(
+            accelerator=self.accelerator,
+            devices=self._devices(),
+            precision=self.precision,  # type: ignore[arg-type]
+            logger=list(loggers) or False,
+            callbacks=list(callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            **{"enable_checkpointing": False, **arguments},
+        )
+
+
+class PassSampler(Sampler[int]):
+    """All indices in an order that is a function of (seed, pass); Lightning tells it the pass."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.current = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The pass that the next iteration is."""
+        self.current = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "pass", self.current))
+        return iter(torch.randperm(self.count, generator=generator).tolist())
+
+
+def shuffled_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int = 0) -> DataLoader:
+    """A loader of whole batches whose order in each pass is a function of (seed, pass)."""
+    count = len(dataset)  # type: ignore[arg-type]
+    return DataLoader(
+        dataset,
+        batch_size=min(batch_size, count),
+        sampler=PassSampler(count, seed),
+        drop_last=True,
+        num_workers=num_workers,
+    )
+
+
+def fit(
+    module: SeededTraining,
+    data: lightning.LightningDataModule,
+    directory: Path,
+    options: TrainerOptions,
+    loggers: Sequence[Logger] = (),
+) -> list[dict[str, float]]:
+    """Train `module` for its recipe's updates, continuing from the checkpoint in `directory` if there is one.
+
+    Checkpoints are taken at the ends of passes over the data, about every `checkpoint_updates` steps; the last is
+    removed when the training is done. The caller's random state and the network's device are left as they were.
+
+    Returns:
+        The course of the training: rows of `update` and the losses.
+    """
+    recipe = module.recipe
+    passes = max(1, math.ceil(recipe.checkpoint_updates / len(data.train_dataloader())))
+    saver = ModelCheckpoint(
+        directory,
+        filename=Path(CHECKPOINT).stem,
+        every_n_epochs=passes,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    checkpoint = _usable_checkpoint(directory)
+    done = 0 if checkpoint is None else torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    home = next(module.parameters()).device
+    with Progress(module.stage, recipe.updates, "updates", done=done) as progress:
+
+        def on_update(update: int, losses: dict[str, float]) -> None:
+            progress.advance(update - progress.done, f"loss {losses['total']:.4g}")
+
+        module.on_update = on_update
+        with torch.random.fork_rng(), quiet_lightning():
+            trainer = options.make_trainer(
+                loggers, [saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=-1
+            )
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    module.to(home)
+    (directory / CHECKPOINT).unlink(missing_ok=True)
+    return module.history
+
+
+def _usable_checkpoint(directory: Path) -> str | None:
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        log.warning("The checkpoint %s is damaged (%s); this training starts again.", path, error)
+        path.unlink()
+        return None
+    return str(path)
+
+
+@contextmanager
+def quiet_lightning():
+    """Without Lightning's advice that does not apply to in-memory data and our own progress display."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+        warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

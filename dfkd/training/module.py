@@ -1,0 +1,87 @@
+"""The base of every weight training here: a Lightning module whose course is a function of its seed alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from dfkd.errors import TrainingError
+from dfkd.seeding import derive_seed
+from dfkd.training.optimizer import OptimizerRecipe, make_optimizer
+
+
+class SeededTraining(lightning.LightningModule):
+    """Trains `network` by `losses` over augmented batches.
+
+    Before each update the global generators are seeded by (seed, update), so that augmentation and dropout are the
+    same whether or not the training was interrupted before it. A row of the mean losses is kept, and logged, for every
+    `record_every` updates; the rows travel in the checkpoint.
+
+    Args:
+        network: what is trained, in place.
+        recipe: optimiser, schedule and augmentation.
+        seed: of every random draw.
+        stage: prefix of what is logged, for instance `recover`.
+    """
+
+    def __init__(self, network: nn.Module, recipe: OptimizerRecipe, seed: int, stage: str) -> None:
+        super().__init__()
+        self.network = network
+        self.recipe = recipe
+        self.seed = seed
+        self.stage = stage
+        self.on_update: Callable[[int, dict[str, float]], None] | None = None  # is told each row
+        self.history: list[dict[str, float]] = []
+        self.record_every = max(1, min(10, recipe.updates // 20))
+        self._pending: list[dict[str, Tensor]] = []
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of a batch by name; `total` is the one to minimise."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = make_optimizer(self.network, self.recipe)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self.train()  # Lightning keeps the mode it finds, and a loaded network is in eval mode
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(derive_seed(self.seed, self.stage, "update", self.global_step))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        losses = self.losses(images.float(), labels)
+        self._pending.append({name: value.detach() for name, value in losses.items()})
+        return losses["total"]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        done = self.global_step
+        if done % self.record_every and done != self.recipe.updates:
+            return
+        names = self._pending[0]
+        row = {name: torch.stack([losses[name] for losses in self._pending]).mean().item() for name in names}
+        self._pending.clear()
+        if not math.isfinite(row["total"]):
+            raise TrainingError(
+                f"{self.stage}: the loss was not finite by update {done} ({row}). Lower "
+                f"{self.recipe.group}.learning_rate or set {self.recipe.group}.warmup_updates."
+            )
+        self.history.append({"update": done, **row})
+        for logger in self.loggers:
+            logger.log_metrics({f"{self.stage}/update": done, **{f"{self.stage}/{k}": v for k, v in row.items()}}, done)
+        if self.on_update is not None:
+            self.on_update(done, row)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+        checkpoint["pending"] = [{name: float(v) for name, v in losses.items()} for losses in self._pending]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+        self._pending = [{name: torch.tensor(v) for name, v in losses.items()} for losses in checkpoint["pending"]]

@@ -1,0 +1,88 @@
+"""The optimiser of every weight training here: SGD or AdamW, with an optional warm-up and a cosine schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from dfkd.errors import require
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRecipe:
+    """How weights are updated. Subclasses add what is learned.
+
+    Attributes:
+        updates: number of optimiser steps.
+        batch_size: images per step; the last incomplete batch of a pass is left out.
+        optimizer: `sgd` or `adamw`.
+        learning_rate: step size, at its highest.
+        momentum: of SGD (Nesterov where above 0).
+        weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
+        schedule: `constant`, or `cosine` down to zero at the last step.
+        warmup_updates: steps over which the learning rate rises linearly.
+        crop_padding: random crops from images padded by so many pixels.
+        flip: mirror half of the images.
+        checkpoint_updates: a checkpoint to continue from after about so many steps.
+    """
+
+    updates: int = 400
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup_updates: int = 0
+    crop_padding: int = 0
+    flip: bool = False
+    checkpoint_updates: int = 50
+
+    group = "training"
+
+    def __post_init__(self) -> None:
+        def check(option: str, allowed: str, holds: bool) -> None:
+            require(holds, f"{self.group}.{option}", getattr(self, option), allowed)
+
+        for option in ("updates", "batch_size", "checkpoint_updates"):
+            check(option, "1 or more", getattr(self, option) >= 1)
+        for option in ("weight_decay", "crop_padding", "warmup_updates"):
+            check(option, "0 or more", getattr(self, option) >= 0)
+        check("learning_rate", "above 0", self.learning_rate > 0)
+        check("momentum", "in [0, 1)", 0 <= self.momentum < 1)
+        check("optimizer", f"one of {OPTIMIZERS}", self.optimizer in OPTIMIZERS)
+        check("schedule", f"one of {SCHEDULES}", self.schedule in SCHEDULES)
+
+
+def make_optimizer(
+    model: nn.Module, recipe: OptimizerRecipe
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """The optimiser of `model`'s parameters, and its schedule to be stepped after every update."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def factor(update: int) -> float:
+        if update < recipe.warmup_updates:
+            return (update + 1) / (recipe.warmup_updates + 1)
+        if recipe.schedule == "constant":
+            return 1.0
+        progress = (update - recipe.warmup_updates) / max(1, recipe.updates - recipe.warmup_updates)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

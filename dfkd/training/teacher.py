@@ -1,0 +1,43 @@
+"""Training a teacher on real images: for demonstrations and studies; users bring their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfkd.errors import require
+from dfkd.training.augmentation import augment
+from dfkd.training.module import SeededTraining
+from dfkd.training.optimizer import OptimizerRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecipe(OptimizerRecipe):
+    """Settings of a supervised training.
+
+    Attributes:
+        label_smoothing: share of the target spread over all classes.
+    """
+
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+
+    group = "teacher.training"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.label_smoothing < 1, "teacher.training.label_smoothing", self.label_smoothing, "in [0, 1)")
+
+
+class TeacherTraining(SeededTraining):
+    """Minimises the cross-entropy of augmented images and their labels."""
+
+    recipe: TeacherRecipe
+
+    def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.network(augment(images, self.recipe.crop_padding, self.recipe.flip))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        return {"total": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}

@@ -1,0 +1,77 @@
+"""Fixtures shared by all tests: small networks, the command, and what lies beside the repository."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dfkd.models import CifarResNet, InputSpec
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def spec() -> InputSpec:
+    return InputSpec((1, 8, 8), 10, (0.305,), (0.376,))
+
+
+@pytest.fixture
+def teacher() -> nn.Module:
+    """A small network whose batch-norm statistics are not those of its initialisation."""
+    model = CifarResNet(8, num_classes=10, in_channels=1, width=4)
+    with torch.no_grad():
+        for _ in range(3):
+            model.train()(torch.randn(64, 1, 8, 8))
+    return model.eval()
+
+
+@pytest.fixture
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the folder {SHARED.name} beside the repository")
+    return SHARED
+
+
+# The demo at a size that takes seconds.
+TINY = [
+    "experiment=demo",
+    "model.depth=8",
+    "+model.width=8",
+    "teacher.training.updates=60",
+    "teacher.training.checkpoint_updates=10",
+    "inversion.num_images=48",
+    "inversion.num_held_out=16",
+    "inversion.batch_size=16",
+    "inversion.iterations=8",
+    "distillation.updates=12",
+    "distillation.batch_size=16",
+    "distillation.checkpoint_updates=3",
+    "trainer.accelerator=cpu",
+]
+
+
+def command(arguments: list[str], directory: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `dfkd ARGUMENTS` in a process of its own, standing in `directory`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dfkd", *arguments],
+        cwd=directory,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "WANDB_SILENT": "true", "PYTHONWARNINGS": "default"},
+    )
+    if check and done.returncode:
+        pytest.fail(f"dfkd {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
+    return done

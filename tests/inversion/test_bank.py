@@ -1,0 +1,73 @@
+"""A bank of dreams is the same however it was made, and never holds what it should not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dfkd
+from dfkd.errors import InversionError
+from dfkd.inversion import InversionRecipe
+from dfkd.inversion.invert import fill_bank
+from dfkd.inversion.plan import balanced_labels, plan_batches
+from dfkd.training.fit import TrainerOptions
+
+RECIPE = InversionRecipe(num_images=40, num_held_out=10, batch_size=16, iterations=4, jitter=1)
+OPTIONS = TrainerOptions(accelerator="cpu")
+
+
+def test_an_interrupted_or_damaged_bank_ends_as_an_undisturbed_one(teacher, spec, tmp_path):
+    whole, _ = fill_bank(teacher, RECIPE, spec, 7, tmp_path / "whole", OPTIONS)
+    fill_bank(teacher, RECIPE, spec, 7, tmp_path / "broken", OPTIONS)
+    files = sorted((tmp_path / "broken").iterdir())
+    assert len(files) == 4  # 40 = 16 + 16 + 8, and 10 held out
+    files[0].unlink()
+    content = files[2].read_bytes()
+    files[2].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    kept = files[1].stat().st_mtime_ns
+    repaired, history = fill_bank(teacher, RECIPE, spec, 7, tmp_path / "broken", OPTIONS)
+    assert files[1].stat().st_mtime_ns == kept
+    for name in ("images", "labels", "predictions", "confidence"):
+        assert torch.equal(getattr(whole, name), getattr(repaired, name))
+    assert {row["batch"] for row in history} == {0, 1, 2, 3}
+
+
+def test_training_and_held_out_dreams_are_apart_and_balanced(teacher, spec, tmp_path):
+    dreams, _ = fill_bank(teacher, RECIPE, spec, 0, tmp_path, OPTIONS)
+    assert len(dreams.training) == 40 and len(dreams.judging) == 10
+    assert dreams.images.dtype == torch.float16 and dreams.images.shape == (50, 1, 8, 8)
+    assert dreams.training.labels.bincount(minlength=10).tolist() == [4] * 10
+    assert dreams.judging.labels.bincount(minlength=10).tolist() == [1] * 10
+    with torch.no_grad():
+        probabilities = teacher(dreams.images.float()).softmax(1)
+    torch.testing.assert_close(dreams.confidence, probabilities[torch.arange(50), dreams.labels], rtol=1e-3, atol=1e-5)
+
+
+def test_labels_differ_by_one_at_most_and_do_not_come_sorted():
+    labels = balanced_labels(1003, 100, seed=3)
+    counts = labels.bincount(minlength=100)
+    assert counts.max() - counts.min() == 1
+    assert labels[:100].tolist() != list(range(100))
+
+
+def test_batches_have_seeds_of_their_own():
+    plan = plan_batches(RECIPE, 10, seed=0)
+    assert len({batch.seed for batch in plan}) == len(plan) == 4
+    assert plan[0].seed != plan_batches(RECIPE, 10, seed=1)[0].seed
+
+
+def test_a_batch_that_fails_is_not_stored_and_those_before_it_are(teacher, spec, tmp_path):
+    fill_bank(teacher, RECIPE, spec, 0, tmp_path, OPTIONS)
+    for path in sorted(tmp_path.iterdir())[1:]:
+        path.unlink()
+    teacher.linear.bias.data.fill_(float("nan"))
+    with pytest.raises(InversionError, match="Batch 1: .*It was not stored"):
+        fill_bank(teacher, RECIPE, spec, 0, tmp_path, OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["batch_00000.safetensors"]
+
+
+def test_without_targets_the_labels_are_the_teachers_predictions(teacher):
+    dreams = dfkd.invert(
+        teacher, 16, image_shape=(1, 8, 8), iterations=3, batch_size=16, label_loss="entropy", accelerator="cpu"
+    )
+    assert torch.equal(dreams.labels, dreams.predictions)

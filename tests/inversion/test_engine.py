@@ -1,0 +1,135 @@
+"""The inner loop: it minimises, keeps copies of the best, follows its seed, and stops on non-finite losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dfkd.errors import ConfigError, InversionError, ModelError
+from dfkd.inversion import InversionRecipe, inversion_objective, optimise
+
+LABELS = torch.arange(16) % 10
+
+
+def start(seed: int = 0) -> torch.Tensor:
+    return torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def run(teacher, images=None, valid_range=None, seed=0, **changes):
+    recipe = InversionRecipe(**{"iterations": 30, "jitter": 1, **changes})
+    with inversion_objective(teacher, recipe) as objective:
+        generator = torch.Generator().manual_seed(seed)
+        return optimise(start() if images is None else images, LABELS, objective, generator, valid_range)
+
+
+def test_the_loss_falls_and_the_start_is_left_alone(teacher):
+    images = start()
+    result = run(teacher, images)
+    assert result.history[-1]["total"] < 0.7 * result.history[0]["total"]
+    assert torch.equal(images, start())
+
+
+def test_the_images_are_those_of_the_lowest_loss_not_the_last(teacher):
+    # A step of this size overshoots: the loss ends above its lowest value.
+    recipe = InversionRecipe(iterations=40, jitter=0, learning_rate=3.0)
+    totals = []
+    with inversion_objective(teacher, recipe) as objective:
+        result = optimise(start(), LABELS, objective, torch.Generator(), on_check=lambda _, t: totals.append(t["total"]))
+        again = objective(result.images, LABELS)["total"].item()
+    assert again <= min(totals) + 1e-3
+    assert again < totals[-1] - 1e-3
+
+
+def test_the_same_seed_gives_the_same_images_and_another_seed_others(teacher):
+    first, second, other = run(teacher, seed=1), run(teacher, seed=1), run(teacher, seed=2)
+    assert torch.equal(first.images, second.images)
+    assert not torch.equal(first.images, other.images)
+
+
+def test_clipping_keeps_the_valid_range(teacher, spec):
+    low, high = spec.valid_range()
+    images = run(teacher, start().clamp(low, high), (low, high), learning_rate=0.5).images
+    assert (images >= low).all() and (images <= high).all()
+
+
+@pytest.mark.parametrize("label_loss", ["cross_entropy", "entropy"])
+def test_both_label_losses_are_minimised(teacher, label_loss):
+    result = run(teacher, label_loss=label_loss, feature_weight=0.0, iterations=60)
+    assert result.history[-1][label_loss] < result.history[0][label_loss]
+
+
+def test_a_non_finite_loss_stops_the_batch_with_a_remedy(teacher):
+    teacher.linear.weight.data.fill_(float("inf"))
+    with pytest.raises(InversionError, match="not finite.*learning_rate"):
+        run(teacher)
+
+
+def test_the_teacher_is_left_as_it_was(teacher):
+    teacher.layer1.train()
+    next(teacher.parameters()).requires_grad_(False)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    modes = [module.training for module in teacher.modules()]
+    asks = [parameter.requires_grad for parameter in teacher.parameters()]
+    run(teacher, iterations=2)
+    assert modes == [module.training for module in teacher.modules()]
+    assert asks == [parameter.requires_grad for parameter in teacher.parameters()]
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in teacher.modules())
+
+
+def test_a_teacher_without_batch_norm_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ModelError, match="no batch-norm layer"):
+        run(model)
+
+
+def test_competition_needs_a_student(teacher):
+    with pytest.raises(ConfigError, match="competition_weight.*no student"):
+        run(teacher, competition_weight=1.0)
+
+
+def test_competition_seeks_images_on_which_the_student_disagrees(teacher):
+    student = type(teacher)(8, in_channels=1, width=4).eval()
+    recipe = InversionRecipe(iterations=40, jitter=0, feature_weight=0.0, competition_weight=10.0)
+    with inversion_objective(teacher, recipe, student) as objective:
+        history = optimise(start(), LABELS, objective, torch.Generator()).history
+    assert history[-1]["competition"] < history[0]["competition"]
+
+
+class Twice(nn.Module):
+    """A network that uses one batch norm twice, and another never."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 4, 3, padding=1)
+        self.bn = nn.BatchNorm2d(4)
+        self.unused = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.bn(self.convolution(x))
+        return self.linear(self.bn(x.relu()).mean((2, 3)))
+
+
+def test_a_batch_norm_used_twice_is_compared_with_the_mean_of_its_uses():
+    model = Twice().eval()
+    x = start()
+    first = model.convolution(x)
+    second = model.bn(first).relu()
+    mean = (first.mean((0, 2, 3)) + second.mean((0, 2, 3))) / 2
+    variance = (first.var((0, 2, 3), correction=0) + second.var((0, 2, 3), correction=0)) / 2
+    expected = (mean - model.bn.running_mean).norm() + (variance - model.bn.running_var).norm()
+    with inversion_objective(model, InversionRecipe(feature_weight=1.0)) as objective:
+        found = objective(x, LABELS)["feature"]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("num_images", 0), ("iterations", 0), ("learning_rate", 0.0), ("beta1", 1.0), ("label_loss", "hinge"),
+     ("prior_norm", "mean"), ("feature_weight", -1.0), ("num_held_out", -1)],
+)  # fmt: skip
+def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
+    with pytest.raises(ConfigError, match=rf"inversion\.{option} must be .*got {value!r}"):
+        InversionRecipe(**{option: value})
