@@ -284,7 +284,7 @@ class Pipeline:
         dreams = DreamDataModule(self.dreams(), e.distillation.batch_size, e.seed)
         models["batchnorm"] = self.network("prune")
         reestimate_on(models["batchnorm"], dreams.train_dataloader(), e.options)
-        held_out = dreams.val_dataloader().dataset
+        held_out = dreams.test_dataloader().dataset
         answers = {}
         if e.inversion.num_held_out:
             answers = {name: predict(model, held_out, device)[0] for name, model in models.items()}

@@ -10,7 +10,7 @@ from dfkd.training.fit import shuffled_loader
 
 
 class DreamDataModule(lightning.LightningDataModule):
-    """Streams `(images, labels)` batches of dreams: the training ones shuffled by (seed, pass), the held-out in order.
+    """Streams `(images, labels)` batches of dreams: training ones shuffled by (seed, pass), held-out ones in order.
 
     Args:
         dreams: a loaded bank.
@@ -27,7 +27,7 @@ class DreamDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return shuffled_loader(_dataset(self.dreams.training), self.batch_size, self.seed)
 
-    def val_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader:
         return DataLoader(_dataset(self.dreams.judging), self.batch_size)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dfkd.errors import InversionError
 from dfkd.inversion.objective import InversionObjective
+from dfkd.training.optimizer import learning_rate_factor
 
 CHECKS_PER_BATCH = 20
 
@@ -49,6 +50,7 @@ def optimise(
     recipe = objective.recipe
     images = images.detach().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2))
+    factor = learning_rate_factor(recipe.schedule, recipe.iterations, recipe.warmup_iterations)
     best_images = images.detach().clone()
     best_loss = torch.full((), float("inf"), device=images.device)
     all_finite = torch.ones((), dtype=torch.bool, device=images.device)
@@ -64,6 +66,7 @@ def optimise(
             torch.where(loss < best_loss, images, best_images, out=best_images)
             best_loss = torch.minimum(best_loss, loss)
             all_finite &= loss.isfinite()
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * factor(iteration)
         optimizer.step()
         if valid_range is not None:
             with torch.no_grad():

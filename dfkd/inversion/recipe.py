@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dfkd.errors import require
 from dfkd.inversion.losses import NORMS
+from dfkd.training.optimizer import SCHEDULES
 
 LABEL_LOSSES = ("cross_entropy", "entropy")
 
@@ -19,7 +20,9 @@ class InversionRecipe:
         num_held_out: further dreams, in batches of their own, that only judge it. 0: none.
         batch_size: images optimised together; their joint statistics are matched to the teacher's.
         iterations: Adam steps per batch.
-        learning_rate: Adam's step, in units of the normalised input.
+        learning_rate: Adam's step, in units of the normalised input, at its highest.
+        schedule: of the learning rate: `constant`, or `cosine` down to zero at the last iteration.
+        warmup_iterations: iterations over which the learning rate rises linearly.
         beta1: Adam's decay of the gradient's mean.
         beta2: Adam's decay of the gradient's square.
         label_loss: `cross_entropy` to balanced target labels, or `entropy`, which needs no labels (PPR).
@@ -42,6 +45,8 @@ class InversionRecipe:
     batch_size: int = 256
     iterations: int = 300
     learning_rate: float = 0.1
+    schedule: str = "cosine"
+    warmup_iterations: int = 0
     beta1: float = 0.9
     beta2: float = 0.999
     label_loss: str = "cross_entropy"
@@ -64,7 +69,7 @@ class InversionRecipe:
 
         for option in ("num_images", "batch_size", "iterations"):
             at_least(option, 1)
-        for option in ("num_held_out", "jitter", "label_weight", "feature_weight", "first_layer_weight"):
+        for option in ("num_held_out", "warmup_iterations", "jitter", "label_weight", "feature_weight", "first_layer_weight"):
             at_least(option, 0)
         for option in ("tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
             at_least(option, 0)
@@ -72,5 +77,6 @@ class InversionRecipe:
             require(getattr(self, option) > 0, f"inversion.{option}", getattr(self, option), "above 0")
         for option in ("beta1", "beta2"):
             require(0 <= getattr(self, option) < 1, f"inversion.{option}", getattr(self, option), "in [0, 1)")
+        require(self.schedule in SCHEDULES, "inversion.schedule", self.schedule, f"one of {SCHEDULES}")
         require(self.label_loss in LABEL_LOSSES, "inversion.label_loss", self.label_loss, f"one of {LABEL_LOSSES}")
         require(self.prior_norm in NORMS, "inversion.prior_norm", self.prior_norm, f"one of {NORMS}")

@@ -72,7 +72,6 @@ class TrainerOptions:
             callbacks=list(callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
-            limit_val_batches=0,
             **{"enable_checkpointing": False, **arguments},
         )
 

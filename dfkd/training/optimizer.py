@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,12 +78,22 @@ def make_optimizer(
             weight_decay=recipe.weight_decay,
         )
 
-    def factor(update: int) -> float:
-        if update < recipe.warmup_updates:
-            return (update + 1) / (recipe.warmup_updates + 1)
-        if recipe.schedule == "constant":
+    factor = learning_rate_factor(recipe.schedule, recipe.updates, recipe.warmup_updates)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def learning_rate_factor(schedule: str, steps: int, warmup: int = 0) -> Callable[[int], float]:
+    """What the learning rate is multiplied by at each of `steps` steps, in [0, 1].
+
+    It rises linearly over the first `warmup` steps; then it is 1 (`constant`), or falls as half a cosine (`cosine`).
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if schedule == "constant":
             return 1.0
-        progress = (update - recipe.warmup_updates) / max(1, recipe.updates - recipe.warmup_updates)
+        progress = (step - warmup) / max(1, steps - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return factor

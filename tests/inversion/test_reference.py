@@ -32,7 +32,7 @@ def reference(shared):
 
 def recipe(**changes) -> InversionRecipe:
     zero = {"label_weight": 0.0, "feature_weight": 0.0, "tv_l2_weight": 0.0}
-    return InversionRecipe(**{**zero, "jitter": 0, "flip": False, "clip": False, **changes})
+    return InversionRecipe(**{**zero, "schedule": "constant", "jitter": 0, "flip": False, "clip": False, **changes})
 
 
 TERMS = {

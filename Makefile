@@ -1,0 +1,29 @@
+# Each target does its own set-up: a virtual environment in .venv with the project and its tools.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint clean
+
+demo: .venv/installed  ## the main job on the embedded default, in runs/demo
+	$(BIN)/dfkd experiment=demo run_dir=runs/demo
+
+test: .venv/installed  ## the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed  ## real runs on CIFAR-10 (JPEG), where it is at hand
+	$(BIN)/python -m pytest -m slow -s
+
+lint: .venv/installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dfkd needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

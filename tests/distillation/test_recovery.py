@@ -1,0 +1,185 @@
+"""Recovery: what it teaches, what it must not touch, and that resuming it is exact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dfkd
+from dfkd.distillation import DistillationModule, DistillationRecipe, distillation_loss, reestimate_batch_norm
+from dfkd.distillation.losses import feature_error, matched_features
+from dfkd.distillation.recover import recover_student
+from dfkd.dreams import DreamDataModule, Dreams
+from dfkd.errors import ConfigError, TrainingError
+from dfkd.pruning import sparsity
+from dfkd.training.fit import TrainerOptions
+
+CPU = TrainerOptions(accelerator="cpu")
+
+
+@pytest.fixture
+def dreams() -> Dreams:
+    labels = torch.arange(48) % 10
+    return Dreams(torch.randn(48, 1, 8, 8).half(), labels, labels, torch.ones(48))
+
+
+def recipe(**changes) -> DistillationRecipe:
+    return DistillationRecipe(**{"updates": 9, "batch_size": 16, "learning_rate": 0.01, "crop_padding": 1, **changes})
+
+
+def test_the_loss_is_the_published_formula():
+    student, teacher = torch.randn(2, 5, 7, dtype=torch.float64)
+    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(distillation_loss(student, teacher, 3.0), expected)
+    assert distillation_loss(teacher, teacher, 3.0).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_feature_error_is_in_units_of_the_teachers_variance():
+    teacher = torch.randn(64, 8, 4, 4)
+    assert feature_error(teacher, teacher) == 0
+    torch.testing.assert_close(feature_error(5 * teacher, 5 * teacher + 1), feature_error(teacher, teacher + 0.2))
+
+
+def test_features_are_compared_before_an_in_place_activation_overwrites_them():
+    def network(inplace: bool) -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace)).eval()
+
+    x = torch.randn(4, 1, 8, 8)
+    found = {}
+    for inplace in (False, True):
+        teacher, student = network(inplace), network(inplace)
+        student[0].weight.data.mul_(0.5)
+        with matched_features(teacher, student) as errors:
+            with torch.no_grad():
+                teacher(x)
+            student(x).sum()
+        errors[0].backward()
+        found[inplace] = (errors[0].detach(), student[0].weight.grad)
+    torch.testing.assert_close(found[True], found[False])
+
+
+def test_matching_features_of_another_architecture_is_refused(teacher, dreams):
+    student = type(teacher)(14, in_channels=1, width=4)
+    with pytest.raises(ConfigError, match="feature_weight"):
+        dfkd.recover(student, teacher, dreams, updates=1, batch_size=16, accelerator="cpu")
+    dfkd.recover(student, teacher, dreams, updates=1, batch_size=16, feature_weight=0.0, accelerator="cpu")
+
+
+def test_reestimation_sets_the_statistics_of_the_images_and_nothing_else(teacher):
+    student = dfkd.prune(teacher, 0.5)
+    before = copy.deepcopy(student.state_dict())
+    images = torch.randn(32, 1, 8, 8)
+    reestimate_batch_norm(student, [images])
+    first = F.conv2d(images, student.conv1.weight, padding=1)
+    torch.testing.assert_close(student.bn1.running_mean, first.mean((0, 2, 3)))
+    torch.testing.assert_close(student.bn1.running_var, first.var((0, 2, 3)))
+    changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {n for n in before if n.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    assert not student.training and student.bn1.momentum == 0.1
+
+
+def test_recovery_brings_the_student_closer_and_leaves_the_teacher_alone(teacher, dreams):
+    state = copy.deepcopy(teacher.state_dict())
+    student = dfkd.prune(teacher, 0.8)
+    history = dfkd.recover(student, teacher, dreams, updates=40, batch_size=16, learning_rate=0.01, accelerator="cpu")
+    assert history[-1]["update"] == 40
+    assert history[-1]["total"] < 0.5 * history[0]["total"]
+    assert all(torch.equal(value, state[name]) for name, value in teacher.state_dict().items())
+    assert not any(module._forward_hooks for module in [*teacher.modules(), *student.modules()])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_masked_weights_are_exactly_zero_after_every_step(teacher, dreams, optimizer, tmp_path):
+    student = dfkd.prune(teacher, 0.8)
+    masks = {name: value == 0 for name, value in student.named_parameters() if value.dim() > 1}
+    seen = []
+
+    class Watching(DistillationModule):
+        def on_train_batch_end(self, *arguments):
+            super().on_train_batch_end(*arguments)
+            weights = dict(self.network.named_parameters())
+            seen.append(all((weights[name][mask] == 0).all() for name, mask in masks.items()))
+
+    settings = recipe(optimizer=optimizer, weight_decay=0.01)
+    module = Watching(student, teacher, settings)
+    CPU.make_trainer(max_steps=settings.updates, max_epochs=-1).fit(module, DreamDataModule(dreams, 16))
+    assert seen == [True] * settings.updates
+    assert sparsity(student) == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["live", "frozen"])
+def test_batch_norm_statistics_move_only_when_live(teacher, dreams, mode):
+    student = dfkd.prune(teacher, 0.5)
+    before = student.bn1.running_mean.clone()
+    dfkd.recover(
+        student, teacher, dreams, updates=3, batch_size=16, batch_norm=mode, reestimate_batch_norm=False,
+        learning_rate=0.001, accelerator="cpu",
+    )  # fmt: skip
+    assert torch.equal(student.bn1.running_mean, before) == (mode == "frozen")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch):
+    settings = recipe(updates=20, checkpoint_updates=3)
+
+    def run(directory):
+        student = dfkd.prune(teacher, 0.8)
+        history = recover_student(student, teacher, DreamDataModule(dreams, 16), settings, 3, directory, CPU)
+        return student.state_dict(), history
+
+    whole, whole_history = run(tmp_path / "whole")
+
+    updates = DistillationModule.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 11:
+            raise Interrupted
+        return updates(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationModule, "training_step", interrupted)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "broken")
+    assert list((tmp_path / "broken").iterdir())
+    resumed, resumed_history = run(tmp_path / "broken")
+    assert resumed_history == whole_history
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+    assert not list((tmp_path / "broken").iterdir())
+
+
+def test_the_teacher_does_not_travel_in_checkpoints(teacher):
+    module = DistillationModule(dfkd.prune(teacher, 0.5), teacher, recipe())
+    assert set(module.state_dict()) == {f"network.{name}" for name in teacher.state_dict()}
+
+
+def test_the_callers_random_state_is_left_alone(teacher, dreams):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    dfkd.recover(dfkd.prune(teacher, 0.5), teacher, dreams, updates=2, batch_size=16, accelerator="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(teacher, dreams):
+    teacher.linear.bias.data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"not finite.*distillation\.learning_rate"):
+        dfkd.recover(dfkd.prune(teacher, 0.5), teacher, dreams, updates=2, batch_size=16, accelerator="cpu")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("updates", 0), ("learning_rate", 0.0), ("optimizer", "lion"), ("schedule", "step"), ("temperature", 0.0),
+     ("batch_norm", "off"), ("momentum", 1.0), ("feature_weight", -1.0)],
+)  # fmt: skip
+def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
+    with pytest.raises(ConfigError, match=rf"distillation\.{option} must be .*got {value!r}"):
+        DistillationRecipe(**{option: value})

@@ -1,0 +1,102 @@
+"""Real data-freeness: nothing that makes or uses dreams can reach a real image.
+
+Three proofs: the packages on the dream's side do not import the real-data package; the door to real images opens for
+three purposes only; and a real run, watched by an audit hook, opens no image file outside teacher training,
+evaluation and the real-data control.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+from PIL import Image
+
+import dfkd
+from dfkd.real_data import Purpose, RealImages, Split
+
+PACKAGE = Path(dfkd.__file__).parent
+DREAM_SIDE = ["inversion", "dreams", "distillation", "pruning", "models", "training", "api.py"]
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("place", DREAM_SIDE)
+def test_the_dreams_side_does_not_import_real_data(place):
+    files = sorted((PACKAGE / place).rglob("*.py")) if not place.endswith(".py") else [PACKAGE / place]
+    assert files
+    for path in files:
+        for name in imported_modules(path):
+            forbidden = ("dfkd.real_data", "dfkd.pipeline", "dfkd.app", "torchvision.datasets", "sklearn")
+            assert not name.startswith(forbidden), f"{path.name} imports {name}"
+
+
+def test_every_folder_of_the_package_is_on_a_known_side():
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == {name for name in DREAM_SIDE if "." not in name} | {"real_data", "evaluation", "reporting"}
+
+
+def test_the_door_opens_for_three_purposes_and_records_them():
+    opened = []
+    images = RealImages("some", "fingerprint", opener=lambda split: opened.append(split))  # type: ignore[arg-type]
+    for purpose in Purpose:
+        images.open(purpose)
+    assert opened == [Split.TRAIN, Split.TEST, Split.TRAIN]
+    assert images.opened == ["teacher training", "evaluation", "real-data control"]
+    with pytest.raises(ValueError, match="distillation"):
+        images.open("distillation")  # type: ignore[arg-type]
+
+
+# Runs one stage of the pipeline and prints which image files it opened.
+WATCHER = """
+import sys
+root, seen = sys.argv.pop(1), set()
+sys.addaudithook(lambda event, a: seen.add(str(a[0])) if event == "open" and str(a[0]).startswith(root) else None)
+from dfkd.app import main
+try:
+    main()
+finally:
+    print("OPENED", sum(name.endswith(".png") for name in seen))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for label in range(10):
+            (tmp_path / "images" / split / f"class{label}").mkdir(parents=True)
+            for index in range(count // 10):
+                pixels = generator.integers(0, 255, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / f"class{label}" / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_only_teacher_training_evaluation_and_the_control_open_image_files(folder, tmp_path):
+    options = [*TINY, "data=image_folder", f"data.root={folder}", "teacher.training.batch_size=16", "run_dir=run"]
+    opened = {}
+    for stage in ("teacher", "prune", "dream", "recover", "evaluate"):
+        done = subprocess.run(
+            [sys.executable, "-c", WATCHER, str(folder), *options, f"stage={stage}"],
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        opened[stage] = int(done.stdout.split("OPENED")[1])
+    assert opened == {"teacher": 40, "prune": 0, "dream": 0, "recover": 0, "evaluate": 50}
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["data"]["opened_for"] == ["real-data control", "evaluation"]

@@ -1,0 +1,116 @@
+"""Composition: every choice of every group composes and builds; every typo is caught, wherever it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+import dfkd.conf
+from dfkd import config
+from dfkd.app import make_experiment
+from dfkd.errors import ConfigError, DfkdError
+from dfkd.models.input_spec import check_model
+
+CONF = Path(dfkd.conf.__file__).parent
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture
+def composed():
+    config.register()
+
+    def compose_config(*overrides: str):
+        with initialize_config_module("dfkd.conf", version_base="1.3"):
+            return compose("config", overrides=["name=test", *overrides])
+
+    return compose_config
+
+
+SMALL = {"input.image_shape": "[3,32,32]", "input.num_classes": "10", "input.mean": "[0,0,0]", "input.std": "[1,1,1]"}
+GIVEN = ["experiment=custom", "teacher.weights=w.pt", *(f"{key}={value}" for key, value in SMALL.items())]
+
+
+@pytest.mark.parametrize("model", [name for name in choices("model") if name not in ("custom", "torchvision")])
+def test_every_model_builds_for_the_input_it_is_told(composed, model):
+    stem = ["model.small_image_stem=true"] if "resnet1" in model or "dense" in model or "vgg" in model else []
+    experiment = make_experiment(composed(*GIVEN, f"model={model}", *stem))
+    check_model(experiment.build_model(), experiment.spec)
+
+
+def test_the_demo_and_every_experiment_compose(composed):
+    for experiment in choices("experiment"):
+        cfg = composed(f"experiment={experiment}")
+        assert set(cfg) == set(config.Schema.__annotations__)
+    make_experiment(composed("experiment=demo"))
+
+
+def test_any_torchvision_model_and_the_users_own(composed):
+    experiment = make_experiment(composed(*GIVEN, "model=torchvision", "model.name=efficientnet_b0"))
+    check_model(experiment.build_model(), experiment.spec)
+    own = ["model._target_=dfkd.models.WideResNet", "+model.depth=10"]
+    assert type(make_experiment(composed(*GIVEN, *own)).build_model()).__name__ == "WideResNet"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["inversion.iteration=5", "distilation.updates=5", "trainer.gpus=1", "teacher.weight=x", "seeds=1",
+     "inversion.iterations=many", "model.dpth=20", "data.rooot=x"],
+)  # fmt: skip
+def test_a_typo_on_the_command_line_is_refused(composed, override):
+    with pytest.raises(ConfigCompositionException):
+        composed("experiment=demo", override)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("inversion: {iteration: 5}", "iteration"), ("sead: 1", "sead"), ("teacher: {training: {update: 1}}", "update"),
+     ("distillation: {updates: many}", "updates")],
+)  # fmt: skip
+def test_a_typo_inside_an_experiment_file_is_refused(text, message):
+    config.register()
+    schema = config.ConfigStore.instance().repo["schema.yaml"].node
+    with pytest.raises(Exception, match=message):
+        OmegaConf.merge(schema, OmegaConf.create(text))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("+model.dpth=20", r"model\.dpth is not an option of CifarResNet.*Did you mean model\.depth"),
+     ("+data.rot=x", r"data\.rot is not an option of digits"),
+     ("+pruning.amonut=0.5", r"pruning\.amonut.*Did you mean pruning\.amount"),
+     ("model._target_=no_such.Network", r"model\._target_=no_such\.Network could not be imported"),
+     ("stage=dreams", "stage must be one of"),
+     ("model.depth=21", "depth must be 6n"),
+     ("inversion.learning_rate=-1", r"inversion\.learning_rate must be above 0"),
+     ("trainer.precision=16", r"trainer\.precision must be one of")],
+)  # fmt: skip
+def test_a_wrong_option_or_value_is_named(composed, override, message):
+    with pytest.raises(DfkdError, match=message):
+        make_experiment(composed("experiment=demo", override)).build_model()
+
+
+def test_options_without_a_value_are_all_named(composed):
+    with pytest.raises(ConfigError, match=r"input\.image_shape.*model\._target_.*teacher\.weights"):
+        make_experiment(composed("experiment=custom"))
+
+
+def test_the_hash_tells_results_apart_and_ignores_where_they_go(composed):
+    base = config.config_hash(composed("experiment=demo"))
+    same = composed("experiment=demo", "run_dir=x", "store=y", "stage=dream", "logger=wandb", "trainer.device=1")
+    assert config.config_hash(same) == base
+    assert config.config_hash(composed("experiment=demo", "seed=1")) != base
+    assert config.config_hash(composed("experiment=demo", "pruning.amount=0.5")) != base
+
+
+def test_every_option_of_a_recipe_is_documented():
+    for recipe in (config.InversionRecipe, config.DistillationRecipe, config.TeacherRecipe, config.TrainerOptions):
+        documented = " ".join(cls.__doc__ or "" for cls in recipe.__mro__)
+        for option in recipe.__dataclass_fields__:
+            assert f"{option}:" in documented, f"{recipe.__name__}.{option}"

@@ -1,0 +1,102 @@
+"""The store: one product per recipe, made once, checked whenever it is used."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from dfkd.errors import ConfigError
+from dfkd.store import MANIFEST, Store, recipe_key
+
+
+def maker(calls: list[str], content: str = "product"):
+    def make(directory: Path) -> dict[str, str]:
+        calls.append(content)
+        (directory / "file.txt").write_text(content)
+        return {"note": content}
+
+    return make
+
+
+def test_a_product_is_made_once_and_found_again(tmp_path):
+    calls: list[str] = []
+    store = Store(tmp_path)
+    first = store.obtain("kind", {"a": 1, "b": [2, 3]}, maker(calls))
+    second = store.obtain("kind", {"b": [2, 3], "a": 1}, maker(calls))
+    other = store.obtain("kind", {"a": 1, "b": [3, 2]}, maker(calls))
+    assert calls == ["product"] * 2
+    assert (first.reused, second.reused, other.reused) == (False, True, False)
+    assert second.notes == {"note": "product"} and second.directory == first.directory != other.directory
+
+
+def test_the_key_depends_on_kind_and_recipe_alone():
+    assert recipe_key("a", {"x": 1, "y": 2}) == recipe_key("a", {"y": 2, "x": 1})
+    assert len({recipe_key("a", {"x": 1}), recipe_key("b", {"x": 1}), recipe_key("a", {"x": 2})}) == 3
+
+
+def test_a_failed_product_is_continued_where_it_was(tmp_path):
+    def fail(directory: Path):
+        (directory / "half.txt").write_text("done so far")
+        raise ConfigError("stopped")
+
+    store = Store(tmp_path)
+    with pytest.raises(ConfigError, match="stopped"):
+        store.obtain("kind", {}, fail)
+
+    def finish(directory: Path):
+        return {"found": (directory / "half.txt").read_text()}
+
+    assert store.obtain("kind", {}, finish).notes == {"found": "done so far"}
+
+
+@pytest.mark.parametrize("damage", ["file", "missing file", "manifest", "no manifest", "notes"])
+def test_a_damaged_product_is_made_again_with_a_warning(tmp_path, damage, caplog):
+    calls: list[str] = []
+    store = Store(tmp_path)
+    directory = store.obtain("kind", {}, maker(calls)).directory
+    if damage == "file":
+        (directory / "file.txt").write_text("pr0duct")
+    elif damage == "missing file":
+        (directory / "file.txt").unlink()
+    elif damage == "manifest":
+        (directory / MANIFEST).write_text("{")
+    elif damage == "no manifest":
+        (directory / MANIFEST).unlink()
+    else:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest["notes"]["note"] = "better"
+        (directory / MANIFEST).write_text(json.dumps(manifest))
+    again = store.obtain("kind", {}, maker(calls))
+    assert not again.reused and len(calls) == 2
+    assert again.notes == {"note": "product"} and (again.directory / "file.txt").read_text() == "product"
+    assert "made again" in caplog.text
+
+
+def _make_slowly(root: str, results) -> None:
+    def make(directory: Path):
+        time.sleep(1.0)
+        (directory / "file.txt").write_text("product")
+        return {}
+
+    results.put(Store(Path(root)).obtain("kind", {}, make).reused)
+
+
+def test_two_processes_that_want_the_same_product_make_it_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_make_slowly, args=(str(tmp_path), results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert sorted(results.get(timeout=60) for _ in processes) == [False, True]
+    for process in processes:
+        process.join()
+
+
+def test_a_store_that_cannot_be_written_is_refused_with_a_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="store must be a folder that can be written to"):
+        Store(tmp_path / "file" / "store").check_writable()
