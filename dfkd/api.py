@@ -111,7 +111,7 @@ def recover(
         TrainingError: the loss was not finite.
     """
     settings = DistillationRecipe(**recipe)
-    data = DreamDataModule(dreams, settings.batch_size, seed)
+    data = DreamDataModule(dreams, settings.batch_size, settings.updates, seed)
     with tempfile.TemporaryDirectory() as temporary:
         history = recover_student(
             student, teacher, data, settings, seed, Path(temporary), TrainerOptions(accelerator=accelerator)

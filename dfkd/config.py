@@ -43,7 +43,7 @@ class InputNode:
 class TeacherNode:
     """The teacher: `weights` (a file, or `torchvision:NAME`), or where they are null, the `training` that makes it."""
 
-    weights: str | None = None
+    weights: str | None = MISSING
     training: TeacherRecipe = field(default_factory=TeacherRecipe)
 
 

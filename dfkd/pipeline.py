@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
@@ -36,6 +35,7 @@ from dfkd.real_data import Purpose, RealImages
 from dfkd.real_data.datamodule import RealDataModule, random_subset
 from dfkd.seeding import derive_seed
 from dfkd.store import Artifact, Store
+from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, fit
 from dfkd.training.teacher import TeacherRecipe, TeacherTraining
 
@@ -166,7 +166,8 @@ class Pipeline:
                 load_teacher_weights(teacher, e.weights, e.model_recipe)
             else:
                 images = _data(e).open(Purpose.TEACHER_TRAINING)
-                data = RealDataModule(images, e.training.batch_size, e.seed, e.options.num_workers)
+                stream = e.training.batch_size, e.training.updates, e.seed
+                data = RealDataModule(images, *stream, e.options.num_workers)
                 module = TeacherTraining(teacher, e.training, e.seed, "teacher")
                 history = fit(module, data, directory, e.options, self.loggers)
             save_tensors(directory / WEIGHTS, teacher.state_dict())
@@ -206,20 +207,19 @@ class Pipeline:
         self._obtain("dream", "dreams", recipe, make)
 
     def _recover(self) -> None:
-        data = DreamDataModule(self.dreams(), self.experiment.distillation.batch_size, self.experiment.seed)
-        self._recover_on("recover", {"dreams": self.artifacts["dream"].key}, lambda: data)
+        self._recover_on("recover", {"dreams": self.artifacts["dream"].key}, lambda: self._stream(self.dreams()))
 
     def _evaluate(self) -> None:
         e = self.experiment
         count = e.inversion.num_images
-        batch_size = e.distillation.batch_size
 
-        def noise() -> lightning.LightningDataModule:
-            return DreamDataModule(noise_images(count, e.spec.image_shape, e.seed), batch_size, e.seed)
+        def noise() -> SeededDataModule:
+            return self._stream(noise_images(count, e.spec.image_shape, e.seed))
 
-        def real() -> lightning.LightningDataModule:
+        def real() -> SeededDataModule:
             images = random_subset(_data(e).open(Purpose.REAL_DATA_CONTROL), count, e.seed)
-            return RealDataModule(images, batch_size, e.seed, e.options.num_workers)
+            stream = e.distillation.batch_size, e.distillation.updates, e.seed
+            return RealDataModule(images, *stream, e.options.num_workers)
 
         controls = {"noise": {"noise": [count, *e.spec.image_shape]}}
         makers = {"noise": noise, "real": real}
@@ -252,8 +252,12 @@ class Pipeline:
         count = len(plan_batches(e.inversion, e.spec.num_classes, e.seed))
         return DreamBank(self.artifacts["dream"].directory).load(count, e.inversion.num_held_out)[0]
 
+    def _stream(self, dreams: Dreams) -> DreamDataModule:
+        recipe = self.experiment.distillation
+        return DreamDataModule(dreams, recipe.batch_size, recipe.updates, self.experiment.seed)
+
     def _recover_on(
-        self, name: str, images: dict[str, Any], make_data: Callable[[], lightning.LightningDataModule]
+        self, name: str, images: dict[str, Any], make_data: Callable[[], SeededDataModule]
     ) -> None:
         e = self.experiment
         recipe = {
@@ -281,13 +285,12 @@ class Pipeline:
         device = e.options.torch_device()
         networks = {"teacher": "teacher", "pruned": "prune", "noise": "noise", "real": "real", "recovered": "recover"}
         models = {name: self.network(stage) for name, stage in networks.items() if stage in self.artifacts}
-        dreams = DreamDataModule(self.dreams(), e.distillation.batch_size, e.seed)
+        dreams = self._stream(self.dreams())
         models["batchnorm"] = self.network("prune")
-        reestimate_on(models["batchnorm"], dreams.train_dataloader(), e.options)
-        held_out = dreams.test_dataloader().dataset
+        reestimate_on(models["batchnorm"], dreams.one_pass(), e.options)
         answers = {}
         if e.inversion.num_held_out:
-            answers = {name: predict(model, held_out, device)[0] for name, model in models.items()}
+            answers = {name: predict(model, dreams.held_out_set(), device)[0] for name, model in models.items()}
         accuracies: dict[str, float] = {}
         if e.data is not None:
             test_images = e.data.open(Purpose.EVALUATION)

@@ -52,6 +52,7 @@ class DistillationModule(SeededTraining):
         self._teacher_home = next(self.teacher.parameters()).device
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.teacher.to(self.device)
 
     def teardown(self, stage: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import lightning
+import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader
 from dfkd.distillation.batch_norm import reestimate_batch_norm
 from dfkd.distillation.module import DistillationModule
 from dfkd.distillation.recipe import DistillationRecipe
+from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, fit
 
 
 def recover_student(
     student: nn.Module,
     teacher: nn.Module,
-    data: lightning.LightningDataModule,
+    data: SeededDataModule,
     recipe: DistillationRecipe,
     seed: int,
     directory: Path,
@@ -44,9 +45,10 @@ def recover_student(
         The course of the training: rows of `update` and the losses.
     """
     module = DistillationModule(student, teacher, recipe, seed, stage)
-    if recipe.reestimate_batch_norm:
-        reestimate_on(student, data.train_dataloader(), options)
-    return fit(module, data, directory, options, loggers)
+    with torch.random.fork_rng():
+        if recipe.reestimate_batch_norm:
+            reestimate_on(student, data.one_pass(), options)
+        return fit(module, data, directory, options, loggers)
 
 
 def reestimate_on(student: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:

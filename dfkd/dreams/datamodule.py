@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import lightning
 from torch.utils.data import DataLoader, TensorDataset
 
 from dfkd.dreams.bank import Dreams
-from dfkd.training.fit import shuffled_loader
+from dfkd.training.data import SeededDataModule
 
 
-class DreamDataModule(lightning.LightningDataModule):
-    """Streams `(images, labels)` batches of dreams: training ones shuffled by (seed, pass), held-out ones in order.
+class DreamDataModule(SeededDataModule):
+    """Streams `(images, labels)` batches: of the training dreams to train on, of the held-out dreams to test.
 
     Args:
         dreams: a loaded bank.
-        batch_size: images per batch.
-        seed: of the order.
+        batch_size, batches, seed: as in `SeededDataModule`.
     """
 
-    def __init__(self, dreams: Dreams, batch_size: int = 128, seed: int = 0) -> None:
-        super().__init__()
+    def __init__(self, dreams: Dreams, batch_size: int, batches: int, seed: int = 0) -> None:
+        super().__init__(batch_size, batches, seed)
         self.dreams = dreams
-        self.batch_size = batch_size
-        self.seed = seed
 
-    def train_dataloader(self) -> DataLoader:
-        return shuffled_loader(_dataset(self.dreams.training), self.batch_size, self.seed)
+    def training_set(self) -> TensorDataset:
+        return _dataset(self.dreams.training)
+
+    def held_out_set(self) -> TensorDataset:
+        """The dreams that only judge."""
+        return _dataset(self.dreams.judging)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(_dataset(self.dreams.judging), self.batch_size)
+        return DataLoader(self.held_out_set(), self.batch_size)
 
 
 def _dataset(dreams: Dreams) -> TensorDataset:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -61,7 +62,7 @@ def fill_bank(
             )
             loader = DataLoader([plan[index] for index in missing], batch_size=None)  # type: ignore[arg-type]
             home = next(teacher.parameters()).device
-            with quiet_lightning():
+            with torch.random.fork_rng(), quiet_lightning():
                 options.make_trainer(loggers, max_epochs=1).fit(module, loader)
             teacher.to(home)
     return bank.load(len(plan), recipe.num_held_out)

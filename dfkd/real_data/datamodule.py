@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import lightning
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from dfkd.seeding import derive_seed
-from dfkd.training.fit import shuffled_loader
+from dfkd.training.data import SeededDataModule
 
 
-class RealDataModule(lightning.LightningDataModule):
-    """Streams `(images, labels)` batches of a real data set, shuffled by (seed, pass).
+class RealDataModule(SeededDataModule):
+    """Streams `(images, labels)` batches of a real data set.
 
     Args:
         dataset: of (normalised image (C, H, W), label).
-        batch_size: images per batch.
-        seed: of the order.
-        num_workers: processes that read images.
+        batch_size, batches, seed, num_workers: as in `SeededDataModule`.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, num_workers: int = 0) -> None:
-        super().__init__()
+    def __init__(self, dataset: Dataset, batch_size: int, batches: int, seed: int = 0, num_workers: int = 0) -> None:
+        super().__init__(batch_size, batches, seed, num_workers)
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_workers = num_workers
 
-    def train_dataloader(self) -> DataLoader:
-        return shuffled_loader(self.dataset, self.batch_size, self.seed, self.num_workers)
+    def training_set(self) -> Dataset:
+        return self.dataset
 
 
 def random_subset(dataset: Dataset, count: int, seed: int) -> Subset:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import v2
@@ -32,6 +33,8 @@ def digits(spec: InputSpec) -> RealImages:
         DataError: the network does not take one channel and ten classes.
     """
     _check_classes(10, spec, "digits")
+    if spec.image_shape[0] != 1:
+        raise DataError(f"data: digits are grey, but input.image_shape says {spec.image_shape[0]} channels, not 1.")
 
     def opener(split: Split) -> Dataset:
         from sklearn.datasets import load_digits
@@ -88,9 +91,7 @@ def image_folder(spec: InputSpec, root: str, train: str = "train", test: str = "
         digest.update(_check_folder(folder, spec).encode())
 
     def opener(split: Split) -> Dataset:
-        loader = None if spec.image_shape[0] == 3 else _load_any_channels
-        arguments = {} if loader is None else {"loader": loader}
-        return ImageFolder(str(folders[split]), transform=_file_transform(spec), **arguments)
+        return ImageFolder(str(folders[split]), transform=_file_transform(spec), loader=_load_image)
 
     return RealImages(f"image_folder {root}", digest.hexdigest(), opener)
 
@@ -129,33 +130,39 @@ def _check_classes(classes: int, spec: InputSpec, name: str) -> None:
         )
 
 
+def _load_image(path: str) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 def _file_transform(spec: InputSpec) -> nn.Module:
-    channels = {1: "L", 3: "RGB"}.get(spec.image_shape[0])
-    convert = [v2.Grayscale(1)] if channels == "L" else [v2.RGB()] if channels == "RGB" else []
-    return v2.Compose([v2.ToImage(), *convert, v2.ToDtype(torch.float32, scale=True), _pixel_transform(spec)])
-
-
-def _pixel_transform(spec: InputSpec) -> nn.Module:
-    """Pixels in [0, 1] to the network's input: resized, in its number of channels, normalised."""
+    """An image in any colour mode to the network's input."""
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    channels = spec.image_shape[0]
+    if channels not in modes:
+        raise DataError(
+            f"data: image files have 1, 3 or 4 channels, but input.image_shape says {channels}. "
+            "Name a function of your own that reads them by data._target_ (see dfkd/real_data/sources.py)."
+        )
     return v2.Compose(
-        [
-            v2.Resize(list(spec.image_shape[1:]), antialias=True),
-            v2.Lambda(lambda images: _with_channels(images, spec.image_shape[0])),
-            v2.Normalize(list(spec.mean), list(spec.std)),
-        ]
+        [_ToMode(modes[channels]), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), _pixel_transform(spec)]
     )
 
 
-def _with_channels(images: Tensor, channels: int) -> Tensor:
-    found = images.shape[-3]
-    if found == channels:
-        return images
-    if found == 1:
-        return images.expand(*images.shape[:-3], channels, *images.shape[-2:])
-    raise DataError(f"data: the images have {found} channels, but input.image_shape says {channels}.")
+class _ToMode(nn.Module):
+    """A PIL image in another colour mode."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        return image.convert(self.mode)
 
 
-def _load_any_channels(path: str) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_image
-
-    return decode_image(path, ImageReadMode.UNCHANGED)
+def _pixel_transform(spec: InputSpec) -> nn.Module:
+    """Pixels in [0, 1] to the network's input: resized and normalised."""
+    return v2.Compose(
+        [v2.Resize(list(spec.image_shape[1:]), antialias=True), v2.Normalize(list(spec.mean), list(spec.std))]
+    )

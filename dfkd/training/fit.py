@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import pickle
 import warnings
 import zipfile
@@ -18,10 +17,9 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfkd.errors import require
-from dfkd.seeding import derive_seed
+from dfkd.training.data import SeededDataModule
 from dfkd.training.module import SeededTraining
 from dfkd.training.progress import Progress
 
@@ -76,58 +74,26 @@ class TrainerOptions:
         )
 
 
-class PassSampler(Sampler[int]):
-    """All indices in an order that is a function of (seed, pass); Lightning tells it the pass."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.current = count, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The pass that the next iteration is."""
-        self.current = epoch
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "pass", self.current))
-        return iter(torch.randperm(self.count, generator=generator).tolist())
-
-
-def shuffled_loader(dataset: Dataset, batch_size: int, seed: int, num_workers: int = 0) -> DataLoader:
-    """A loader of whole batches whose order in each pass is a function of (seed, pass)."""
-    count = len(dataset)  # type: ignore[arg-type]
-    return DataLoader(
-        dataset,
-        batch_size=min(batch_size, count),
-        sampler=PassSampler(count, seed),
-        drop_last=True,
-        num_workers=num_workers,
-    )
-
-
 def fit(
     module: SeededTraining,
-    data: lightning.LightningDataModule,
+    data: SeededDataModule,
     directory: Path,
     options: TrainerOptions,
     loggers: Sequence[Logger] = (),
 ) -> list[dict[str, float]]:
     """Train `module` for its recipe's updates, continuing from the checkpoint in `directory` if there is one.
 
-    Checkpoints are taken at the ends of passes over the data, about every `checkpoint_updates` steps; the last is
-    removed when the training is done. The caller's random state and the network's device are left as they were.
+    A checkpoint is taken every `checkpoint_updates` steps; the last is removed when the training is done. The caller's
+    random state and the network's device are left as they were.
 
     Returns:
         The course of the training: rows of `update` and the losses.
     """
     recipe = module.recipe
-    passes = max(1, math.ceil(recipe.checkpoint_updates / len(data.train_dataloader())))
     saver = ModelCheckpoint(
         directory,
         filename=Path(CHECKPOINT).stem,
-        every_n_epochs=passes,
-        save_on_train_epoch_end=True,
+        every_n_train_steps=recipe.checkpoint_updates,
         enable_version_counter=False,
     )
     checkpoint = _usable_checkpoint(directory)
@@ -141,7 +107,7 @@ def fit(
         module.on_update = on_update
         with torch.random.fork_rng(), quiet_lightning():
             trainer = options.make_trainer(
-                loggers, [saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=-1
+                loggers, [saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=1
             )
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     module.to(home)
@@ -171,6 +137,7 @@ def quiet_lightning():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
         warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module is
         warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
         for logger in loggers:

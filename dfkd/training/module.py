@@ -48,7 +48,7 @@ class SeededTraining(lightning.LightningModule):
         optimizer, schedule = make_optimizer(self.network, self.recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         self.train()  # Lightning keeps the mode it finds, and a loaded network is in eval mode
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -58,25 +58,27 @@ class SeededTraining(lightning.LightningModule):
         images, labels = batch
         losses = self.losses(images.float(), labels)
         self._pending.append({name: value.detach() for name, value in losses.items()})
+        # Recorded here and not at the batch's end: checkpoints are taken then, and should hold this row.
+        update = self.global_step + 1
+        if update % self.record_every == 0 or update == self.recipe.updates:
+            self._record(update)
         return losses["total"]
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        done = self.global_step
-        if done % self.record_every and done != self.recipe.updates:
-            return
+    def _record(self, update: int) -> None:
         names = self._pending[0]
         row = {name: torch.stack([losses[name] for losses in self._pending]).mean().item() for name in names}
         self._pending.clear()
         if not math.isfinite(row["total"]):
             raise TrainingError(
-                f"{self.stage}: the loss was not finite by update {done} ({row}). Lower "
+                f"{self.stage}: the loss was not finite by update {update} ({row}). Lower "
                 f"{self.recipe.group}.learning_rate or set {self.recipe.group}.warmup_updates."
             )
-        self.history.append({"update": done, **row})
+        self.history.append({"update": update, **row})
         for logger in self.loggers:
-            logger.log_metrics({f"{self.stage}/update": done, **{f"{self.stage}/{k}": v for k, v in row.items()}}, done)
+            metrics = {f"{self.stage}/{name}": value for name, value in self.history[-1].items()}
+            logger.log_metrics(metrics, update)
         if self.on_update is not None:
-            self.on_update(done, row)
+            self.on_update(update, row)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history

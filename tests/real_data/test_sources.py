@@ -105,10 +105,12 @@ def test_the_real_control_draws_by_seed(spec):
 def test_the_data_module_shuffles_by_seed_and_pass(spec):
     dataset = digits(spec).open(Purpose.REAL_DATA_CONTROL)
 
-    def labels(seed, current):
-        loader = RealDataModule(dataset, 64, seed).train_dataloader()
-        loader.sampler.set_epoch(current)
-        return torch.cat([batch[1] for batch in loader]).tolist()
+    def batches(seed, consumed=0):
+        data = RealDataModule(dataset, batch_size=700, batches=4, seed=seed)  # two batches a pass
+        data.load_state_dict({"consumed": consumed})
+        return [labels.tolist() for _, labels in data.train_dataloader()]
 
-    assert labels(0, 0) == labels(0, 0) != labels(0, 1)
-    assert labels(0, 0) != labels(1, 0)
+    stream = batches(0)
+    assert len(stream) == 4 and stream == batches(0) != batches(1)
+    assert stream[:2] != stream[2:]
+    assert batches(0, consumed=3) == stream[3:]

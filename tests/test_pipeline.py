@@ -1,0 +1,256 @@
+"""The whole job by the real command: its files, reuse, resume after a kill, sweeps, no data, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, command
+from safetensors.torch import load_file
+from torch import nn
+
+from dfkd.models import CifarResNet
+from dfkd.reporting import load_runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the tiny demo ran to its end, in `run`."""
+    directory = tmp_path_factory.mktemp("finished")
+    done = command([*TINY, "run_dir=run"], directory)
+    (directory / "printed.txt").write_text(done.stdout)
+    return directory
+
+
+def result_of(directory: Path, run: str = "run") -> dict:
+    return json.loads((directory / run / "result.json").read_text())
+
+
+def test_a_run_leaves_all_its_files(finished):
+    assert {path.name for path in (finished / "run").iterdir()} == {
+        "config.yaml", "result.json", "metrics.csv", "dreams.png", "recovery.png", "student.safetensors",
+        "sparsity.csv", "dfkd.log", "status.json",
+    }  # fmt: skip
+    assert yaml.safe_load((finished / "run" / "config.yaml").read_text())["inversion"]["iterations"] == 8
+    assert json.loads((finished / "run" / "status.json").read_text())["status"] == "finished"
+    assert "recover" in (finished / "run" / "dfkd.log").read_text()
+
+
+def test_the_result_holds_what_it_promises(finished):
+    result = result_of(finished)
+    assert result["experiment"] == "demo" and result["seed"] == 0
+    for network in (result["teacher"], result["pruned"], result["recovered"]):
+        assert 0 <= network["accuracy"] <= 1
+    for network in (result["pruned"], result["recovered"]):
+        assert network["sparsity"] == pytest.approx(0.9, abs=1e-3)
+        assert 0 <= network["agreement"] <= 1
+    assert set(result["controls"]) == {"batchnorm", "noise", "real"}
+    assert all(0 <= accuracy <= 1 for accuracy in result["controls"].values())
+    lost = result["teacher"]["accuracy"] - result["pruned"]["accuracy"]
+    gained = result["recovered"]["accuracy"] - result["pruned"]["accuracy"]
+    assert result["recovery"] == pytest.approx(gained / lost)
+    assert result["dreams"] == {"count": 48, "held_out": 16, "iterations": 8} | {
+        "teacher_accuracy": result["dreams"]["teacher_accuracy"]
+    }
+    assert {"teacher", "prune", "dream", "recover", "evaluate", "total"} <= set(result["timing"])
+    assert result["environment"]["torch"] == torch.__version__.split("+")[0] or result["environment"]["torch"]
+    assert result["environment"]["device"] == "cpu"
+
+
+def test_the_exported_student_is_plain_and_its_zeros_are_in_place(finished):
+    student = CifarResNet(8, in_channels=1, width=8)
+    student.load_state_dict(load_file(finished / "run" / "student.safetensors"))
+    weights = [m.weight for m in student.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    assert zeros / sum(weight.numel() for weight in weights) == pytest.approx(0.9, abs=1e-3)
+    with (finished / "run" / "sparsity.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["zeros"]) for row in rows) == zeros
+
+
+def test_the_accuracy_in_the_result_is_that_of_the_exported_file(finished, spec):
+    from dfkd.real_data import Purpose, digits
+
+    student = CifarResNet(8, in_channels=1, width=8)
+    student.load_state_dict(load_file(finished / "run" / "student.safetensors"))
+    images, labels = digits(spec).open(Purpose.EVALUATION).tensors
+    with torch.no_grad():
+        accuracy = (student.eval()(images).argmax(1) == labels).double().mean().item()
+    assert result_of(finished)["recovered"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_printed_table_agrees_with_the_result(finished):
+    printed = (finished / "printed.txt").read_text()
+    result = result_of(finished)
+    for accuracy in (result["teacher"]["accuracy"], result["recovered"]["accuracy"], *result["controls"].values()):
+        assert f"{100 * accuracy:.1f} %" in printed
+
+
+def test_metrics_hold_the_course_of_every_stage(finished):
+    with (finished / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["stage"] for row in rows} == {"teacher", "dream", "recover", "noise", "real"}
+    assert {row["batch"] for row in rows if row["stage"] == "dream"} == {"0", "1", "2", "3"}
+
+
+def test_a_second_run_reuses_everything_and_agrees(finished):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "artifacts").rglob("*.safetensors")}
+    command([*TINY, "run_dir=again"], finished)
+    first, again = result_of(finished), result_of(finished, "again")
+    assert {path: path.stat().st_mtime_ns for path in (finished / "artifacts").rglob("*.safetensors")} == before
+    assert set(again["reused"]) == {"teacher", "prune", "dream", "recover", "noise", "real", "evaluate"}
+    for part in ("teacher", "pruned", "recovered", "controls", "timing", "artifacts"):
+        assert first[part] == again[part]
+
+
+def test_without_data_the_same_dreams_give_the_same_student_and_agreement_is_reported(finished, tmp_path):
+    weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
+    options = [*TINY, "teacher=given", f"teacher.weights={weights}", f"store={tmp_path}/store"]
+    command([*options, "run_dir=with"], tmp_path)
+    command([*options, "data=none", "run_dir=without"], tmp_path)
+    with_data, without = result_of(tmp_path, "with"), result_of(tmp_path, "without")
+    assert without["teacher"]["accuracy"] is None and without["recovery"] is None
+    assert without["controls"] == {"batchnorm": None, "noise": None, "real": None}
+    assert without["recovered"]["accuracy"] is None and 0 <= without["recovered"]["agreement"] <= 1
+    assert without["recovered"]["agreement"] == with_data["recovered"]["agreement"]
+    assert {"dream", "recover"} <= set(without["reused"])
+    assert (tmp_path / "without" / "recovery.png").stat().st_size > 1000
+
+
+def kill_when(arguments: list[str], directory: Path, reached) -> None:
+    """Start `dfkd` and kill it as soon as `reached()`; a run that ends by itself came too late to be killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dfkd", *arguments],
+        cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_run_killed_in_dreaming_and_in_distillation_ends_bit_for_bit_as_an_undisturbed_one(finished, tmp_path):
+    weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
+    options = [
+        *TINY, "teacher=given", f"teacher.weights={weights}", "data=none", "inversion.iterations=60",
+        "distillation.updates=240", "run_dir=run",
+    ]  # fmt: skip
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    command(options, tmp_path / "whole")
+    store = tmp_path / "killed" / "artifacts"
+    kill_when(options, tmp_path / "killed", lambda: list(store.glob("dreams/*.partial/batch_00001*")))
+    assert not list(store.glob("dreams/*/artifact.json"))
+    kill_when(options, tmp_path / "killed", lambda: list(store.glob("recovered/*.partial/resume.ckpt")))
+    assert list(store.glob("dreams/*/artifact.json")) and not list(store.glob("recovered/*/artifact.json"))
+    command(options, tmp_path / "killed")
+
+    def products(name: str) -> dict[str, torch.Tensor]:
+        root = tmp_path / name / "artifacts"
+        files = sorted([*root.glob("dreams/*/*.safetensors"), *root.glob("recovered/*/*.safetensors")])
+        return {f"{file.relative_to(root)} {key}": value for file in files for key, value in load_file(file).items()}
+
+    whole, killed = products("whole"), products("killed")
+    assert whole.keys() == killed.keys() and len(whole) > 100
+    assert all(torch.equal(value, killed[key]) for key, value in whole.items())
+    numbers = ("pruned", "recovered", "controls_agreement", "dreams")
+    assert [result_of(tmp_path / "whole")[key] for key in numbers] == [
+        result_of(tmp_path / "killed")[key] for key in numbers
+    ]
+    metrics = [(tmp_path / name / "run" / "metrics.csv").read_text() for name in ("whole", "killed")]
+    assert metrics[0] == metrics[1]
+
+
+def test_a_sweep_inverts_each_teacher_once_per_seed(tmp_path):
+    command([*TINY, "-m", "pruning.amount=0.5,0.8,0.9", "seed=0,1", "run_dir=sweep"], tmp_path)
+    runs = load_runs(tmp_path / "sweep")
+    assert len(runs) == 6 and runs["run"].nunique() == 6
+    assert sorted(zip(runs["seed"], runs["pruned.sparsity"].round(1), strict=True)) == [
+        (seed, amount) for seed in (0, 1) for amount in (0.5, 0.8, 0.9)
+    ]
+    assert len(list((tmp_path / "artifacts" / "dreams").glob("*/artifact.json"))) == 2
+    assert len(list((tmp_path / "artifacts" / "teacher").glob("*/artifact.json"))) == 2
+    assert len(list((tmp_path / "artifacts" / "recovered").glob("*/artifact.json"))) == 18
+
+
+def test_a_failing_job_of_a_sweep_says_so_and_the_others_finish(tmp_path):
+    done = command([*TINY, "-m", "pruning.amount=1.5,0.5", "data=none", "teacher=given", "run_dir=sweep",
+                    "teacher.weights=none.pt"], tmp_path, check=False)  # fmt: skip
+    assert done.returncode == 1
+    statuses = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("sweep/*/status.json"))]
+    assert [status["status"] for status in statuses] == ["failed", "failed"]
+    for path in tmp_path.glob("sweep/*/dfkd.log"):
+        assert "there is no file none.pt" in path.read_text()
+
+
+def test_stages_stop_where_they_are_told(tmp_path):
+    command([*TINY, "stage=dream", "run_dir=run"], tmp_path)
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"teacher", "pruned", "dreams"}
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_damaged_dreams_are_made_again_and_never_used(finished, tmp_path):
+    weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
+    options = [*TINY, "teacher=given", f"teacher.weights={weights}", "data=none", "run_dir=run"]
+    command(options, tmp_path)
+    before = result_of(tmp_path)
+    batch = next((tmp_path / "artifacts" / "dreams").glob("*/batch_00001.safetensors"))
+    content = batch.read_bytes()
+    batch.write_bytes(content[:-5])
+    done = command(options, tmp_path)
+    assert "does not match its checksum" in done.stdout + done.stderr
+    assert batch.read_bytes() == content
+    assert "dream" not in result_of(tmp_path)["reused"]
+    assert result_of(tmp_path)["recovered"] == before["recovered"]
+
+
+def test_wandb_offline_holds_curves_pictures_and_the_table(finished, tmp_path):
+    options = [*TINY, "logger=wandb", "logger.offline=true", f"store={finished}/artifacts"]
+    command([*options, "-m", "seed=0,2", "run_dir=sweep"], tmp_path)
+    runs = sorted(tmp_path.glob("sweep/*/wandb/offline-run-*"))
+    assert len(runs) == 2  # each job is its own run
+    for run in runs:
+        files = {path.name.split("_")[0] for path in (run / "files" / "media").rglob("*.*")}
+        assert {"dreams", "recovery", "result"} <= files
+        content = next(run.glob("*.wandb")).read_bytes()
+        for name in (b"recover/total", b"dream/feature", b"recovered.accuracy"):
+            assert name in content
+
+
+BAD_INPUT = {
+    "a teacher without batch norm": (
+        ["model=torchvision", "model.name=squeezenet1_0", "input.image_shape=[3,32,32]", "input.mean=[0,0,0]",
+         "input.std=[1,1,1]", "data=none", "teacher=given", "teacher.weights=w.pt"], "no batch-norm layer"),
+    "an image shape that does not fit": (["input.image_shape=[3,8]"], "input.image_shape must be"),
+    "missing weights": (["teacher=given", "teacher.weights=w.pt"], "there is no file w.pt"),
+    "no weights and no data": (["data=none"], "neither a trained teacher nor data"),
+    "an amount out of range": (["pruning.amount=1"], "pruning.amount must be a number in [0, 1), got 1"),
+    "a mistyped key": (["inversion.iteration=3"], "iteration"),
+    "a missing value": (["data=image_folder"], "data.root"),
+    "a missing folder": (["data=image_folder", "data.root=nowhere"], "there is no folder nowhere/train"),
+    "a run directory that is a file": (["run_dir=file/run"], "run_dir"),
+    "more dreams than the disk can hold": (["inversion.num_images=1000000000000"], "MiB free"),
+    "a batch larger than the bank": (["distillation.batch_size=64"], "distillation.batch_size must be at most"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_at_once_without_a_traceback(case, tmp_path):
+    options, message = BAD_INPUT[case]
+    (tmp_path / "file").write_text("")
+    done = command([*TINY, "run_dir=run", *options], tmp_path, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("artifacts/*/*"))
