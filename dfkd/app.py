@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -106,7 +105,7 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline
 def _make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     if not cfg.logger:
         return []
-    logger = config.instantiate("logger", OmegaConf.merge({"save_dir": str(run_dir)}, cfg.logger))
+    logger = config.instantiate("logger", cfg.logger, save_dir=str(run_dir))
     logger.log_hyperparams(config.plain(cfg))
     return [logger]
 
@@ -145,7 +144,6 @@ def _print_table(result: dict[str, Any]) -> None:
 def _hydra_main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    warnings.filterwarnings("default")
     result, _ = run(cfg, run_dir)
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
         return result["recovered"]["accuracy" if result["teacher"]["accuracy"] is not None else "agreement"]
@@ -154,7 +152,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Entry point of the console script `dfkd`. A user's own modules are found in the current folder."""
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
     config.register()
     try:

@@ -151,15 +151,15 @@ def _check_arguments(group: str, target: Callable[..., Any], arguments: dict[str
             raise ConfigError(f"{group}.{key} is not an option of {target.__name__}; there are: {allowed}.{hint}")
 
 
-def instantiate(group: str, node: DictConfig, *positional: Any) -> Any:
-    """Call what `node._target_` names with `positional` arguments and the node's other keys.
+def instantiate(group: str, node: DictConfig, *positional: Any, **named: Any) -> Any:
+    """Call what `node._target_` names with the node's other keys, after `positional` and beside `named` arguments.
 
     Raises:
         ConfigError: the call's arguments do not fit, or the target refuses their values.
     """
     target, arguments = target_of(group, node)
     try:
-        return target(*positional, **arguments)
+        return target(*positional, **named, **arguments)
     except DfkdError:
         raise
     except (TypeError, ValueError) as error:

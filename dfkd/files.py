@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dfkd.errors import ArtifactError
 
+ENVELOPE = "dfkd"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -57,8 +59,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -
     # Channels-last weights are stored contiguous: safetensors holds values, not memory formats.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(notes, allow_nan=False)
+    # One entry, because safetensors writes several in any order: equal content gives equal bytes.
+    envelope = json.dumps({"notes": text, "sha256": _checksum(tensors, text)})
     with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={"notes": text, "sha256": _checksum(tensors, text)}))
+        temporary.write_bytes(save(tensors, metadata={ENVELOPE: envelope}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
@@ -69,12 +73,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            envelope = json.loads((file.metadata() or {}).get(ENVELOPE, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is missing or damaged ({error}).") from error
-    text = metadata.get("notes", "")
-    if metadata.get("sha256") != _checksum(tensors, text):
+    text = envelope.get("notes", "")
+    if envelope.get("sha256") != _checksum(tensors, text):
         raise ArtifactError(f"{path} does not match its checksum: it was changed or damaged.")
     return tensors, json.loads(text)
 

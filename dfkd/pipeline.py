@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.recover import recover_student, reestimate_on
@@ -37,6 +37,7 @@ from dfkd.seeding import derive_seed
 from dfkd.store import Artifact, Store
 from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, fit
+from dfkd.training.progress import Progress
 from dfkd.training.teacher import TeacherRecipe, TeacherTraining
 
 log = logging.getLogger(__name__)
@@ -256,9 +257,7 @@ class Pipeline:
         recipe = self.experiment.distillation
         return DreamDataModule(dreams, recipe.batch_size, recipe.updates, self.experiment.seed)
 
-    def _recover_on(
-        self, name: str, images: dict[str, Any], make_data: Callable[[], SeededDataModule]
-    ) -> None:
+    def _recover_on(self, name: str, images: dict[str, Any], make_data: Callable[[], SeededDataModule]) -> None:
         e = self.experiment
         recipe = {
             "teacher": self.artifacts["teacher"].key,
@@ -288,15 +287,17 @@ class Pipeline:
         dreams = self._stream(self.dreams())
         models["batchnorm"] = self.network("prune")
         reestimate_on(models["batchnorm"], dreams.one_pass(), e.options)
-        answers = {}
-        if e.inversion.num_held_out:
-            answers = {name: predict(model, dreams.held_out_set(), device)[0] for name, model in models.items()}
+        test_images = None if e.data is None else e.data.open(Purpose.EVALUATION)
+        answers: dict[str, Tensor] = {}
         accuracies: dict[str, float] = {}
-        if e.data is not None:
-            test_images = e.data.open(Purpose.EVALUATION)
+        with Progress("evaluate", len(models), "networks") as progress:
             for name, model in models.items():
-                predictions, labels = predict(model, test_images, device, e.options.num_workers)
-                accuracies[name] = accuracy(predictions, labels, e.spec.num_classes)
+                if e.inversion.num_held_out:
+                    answers[name], _ = predict(model, dreams.held_out_set(), device)
+                if test_images is not None:
+                    predictions, labels = predict(model, test_images, device, e.options.num_workers)
+                    accuracies[name] = accuracy(predictions, labels, e.spec.num_classes)
+                progress.advance(1)
         return {
             name: Scores(
                 accuracy=accuracies.get(name),
@@ -305,9 +306,7 @@ class Pipeline:
             for name in models
         }
 
-    def _obtain(
-        self, name: str, kind: str, recipe: dict[str, Any], make: Callable[[Path], dict[str, Any]]
-    ) -> None:
+    def _obtain(self, name: str, kind: str, recipe: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> None:
         artifact = self.store.obtain(kind, recipe, make)
         self.artifacts[name] = artifact
         if artifact.reused:

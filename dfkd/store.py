@@ -87,7 +87,9 @@ class Store:
                 notes = make(partial)
             seconds = clock.total
             clock.path.unlink()
-            files = sorted(path for path in partial.rglob("*") if path.is_file() and not path.name.startswith("."))
+            for leftover in partial.rglob(".*"):
+                leftover.unlink()  # the temporary file of a killed writer
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
             manifest = {
                 "kind": kind,
                 "recipe": recipe,

@@ -61,7 +61,9 @@ TINY = [
 ]
 
 
-def command(arguments: list[str], directory: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+def command(
+    arguments: list[str], directory: Path, check: bool = True, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run `dfkd ARGUMENTS` in a process of its own, standing in `directory`."""
     done = subprocess.run(
         [sys.executable, "-m", "dfkd", *arguments],
@@ -69,7 +71,7 @@ def command(arguments: list[str], directory: Path, check: bool = True) -> subpro
         text=True,
         capture_output=True,
         check=False,
-        timeout=300,
+        timeout=timeout,
         env={**os.environ, "WANDB_SILENT": "true", "PYTHONWARNINGS": "default"},
     )
     if check and done.returncode:

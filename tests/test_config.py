@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dfkd.conf
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-import dfkd.conf
 from dfkd import config
 from dfkd.app import make_experiment
 from dfkd.errors import ConfigError, DfkdError
@@ -39,7 +39,9 @@ GIVEN = ["experiment=custom", "teacher.weights=w.pt", *(f"{key}={value}" for key
 
 @pytest.mark.parametrize("model", [name for name in choices("model") if name not in ("custom", "torchvision")])
 def test_every_model_builds_for_the_input_it_is_told(composed, model):
-    stem = ["model.small_image_stem=true"] if "small_image_stem" in (CONF / "model" / f"{model}.yaml").read_text() else []
+    stem = (
+        ["model.small_image_stem=true"] if "small_image_stem" in (CONF / "model" / f"{model}.yaml").read_text() else []
+    )
     experiment = make_experiment(composed(*GIVEN, f"model={model}", *stem))
     check_model(experiment.build_model(), experiment.spec)
 

@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "results.ipynb"
 def test_the_notebook_shows_a_sweep(tmp_path, monkeypatch, data):
     command([*TINY, "stage=teacher", "run_dir=first"], tmp_path)
     weights = next(tmp_path.glob("artifacts/teacher/*/weights.safetensors"))
-    command([*TINY, data, "teacher=given", f"teacher.weights={weights}", "-m", "pruning.amount=0.5,0.9", "seed=0,1",
+    command(["-m", *TINY, data, "teacher=given", f"teacher.weights={weights}", "pruning.amount=0.5,0.9", "seed=0,1",
              "run_dir=sweep"], tmp_path)  # fmt: skip
     monkeypatch.setenv("DFKD_RUNS", str(tmp_path / "sweep"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -40,6 +40,7 @@ def test_a_run_leaves_all_its_files(finished):
         "config.yaml", "result.json", "metrics.csv", "dreams.png", "recovery.png", "student.safetensors",
         "sparsity.csv", "dfkd.log", "status.json",
     }  # fmt: skip
+    assert not list(finished.rglob("*.partial"))
     assert yaml.safe_load((finished / "run" / "config.yaml").read_text())["inversion"]["iterations"] == 8
     assert json.loads((finished / "run" / "status.json").read_text())["status"] == "finished"
     assert "recover" in (finished / "run" / "dfkd.log").read_text()
@@ -174,7 +175,7 @@ def test_a_run_killed_in_dreaming_and_in_distillation_ends_bit_for_bit_as_an_und
 
 
 def test_a_sweep_inverts_each_teacher_once_per_seed(tmp_path):
-    command([*TINY, "-m", "pruning.amount=0.5,0.8,0.9", "seed=0,1", "run_dir=sweep"], tmp_path)
+    command(["-m", *TINY, "pruning.amount=0.5,0.8,0.9", "seed=0,1", "run_dir=sweep"], tmp_path)
     runs = load_runs(tmp_path / "sweep")
     assert len(runs) == 6 and runs["run"].nunique() == 6
     assert sorted(zip(runs["seed"], runs["pruned.sparsity"].round(1), strict=True)) == [
@@ -186,7 +187,7 @@ def test_a_sweep_inverts_each_teacher_once_per_seed(tmp_path):
 
 
 def test_a_failing_job_of_a_sweep_says_so_and_the_others_finish(tmp_path):
-    done = command([*TINY, "-m", "pruning.amount=1.5,0.5", "data=none", "teacher=given", "run_dir=sweep",
+    done = command(["-m", *TINY, "pruning.amount=1.5,0.5", "data=none", "teacher=given", "run_dir=sweep",
                     "teacher.weights=none.pt"], tmp_path, check=False)  # fmt: skip
     assert done.returncode == 1
     statuses = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("sweep/*/status.json"))]
@@ -218,7 +219,7 @@ def test_damaged_dreams_are_made_again_and_never_used(finished, tmp_path):
 
 def test_wandb_offline_holds_curves_pictures_and_the_table(finished, tmp_path):
     options = [*TINY, "logger=wandb", "logger.offline=true", f"store={finished}/artifacts"]
-    command([*options, "-m", "seed=0,2", "run_dir=sweep"], tmp_path)
+    command(["-m", *options, "seed=0,2", "run_dir=sweep"], tmp_path)
     runs = sorted(tmp_path.glob("sweep/*/wandb/offline-run-*"))
     assert len(runs) == 2  # each job is its own run
     for run in runs:

@@ -36,4 +36,9 @@ class DistillationRecipe(OptimizerRecipe):
         require(self.temperature > 0, "distillation.temperature", self.temperature, "above 0")
         for option in ("logits_weight", "feature_weight"):
             require(getattr(self, option) >= 0, f"distillation.{option}", getattr(self, option), "0 or more")
-        require(self.batch_norm in BATCH_NORM_MODES, "distillation.batch_norm", self.batch_norm, f"one of {BATCH_NORM_MODES}")
+        require(
+            self.batch_norm in BATCH_NORM_MODES,
+            "distillation.batch_norm",
+            self.batch_norm,
+            f"one of {BATCH_NORM_MODES}",
+        )

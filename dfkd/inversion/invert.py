@@ -57,9 +57,7 @@ def fill_bank(
             reached = iteration % recipe.iterations
 
         if missing:
-            module = InversionModule(
-                teacher, recipe, bank, spec.image_shape, spec.valid_range(), student, on_check
-            )
+            module = InversionModule(teacher, recipe, bank, spec.image_shape, spec.valid_range(), student, on_check)
             loader = DataLoader([plan[index] for index in missing], batch_size=None)  # type: ignore[arg-type]
             home = next(teacher.parameters()).device
             with torch.random.fork_rng(), quiet_lightning():

@@ -26,7 +26,9 @@ def plan_batches(recipe: InversionRecipe, num_classes: int, seed: int) -> list[P
     """
     labels = [
         *balanced_labels(recipe.num_images, num_classes, derive_seed(seed, "labels")).split(recipe.batch_size),
-        *balanced_labels(recipe.num_held_out, num_classes, derive_seed(seed, "held-out labels")).split(recipe.batch_size),
+        *balanced_labels(recipe.num_held_out, num_classes, derive_seed(seed, "held-out labels")).split(
+            recipe.batch_size
+        ),
     ]
     labels = [part for part in labels if len(part)]
     return [PlannedBatch(index, part, derive_seed(seed, "batch", index)) for index, part in enumerate(labels)]

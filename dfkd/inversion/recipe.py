@@ -69,7 +69,14 @@ class InversionRecipe:
 
         for option in ("num_images", "batch_size", "iterations"):
             at_least(option, 1)
-        for option in ("num_held_out", "warmup_iterations", "jitter", "label_weight", "feature_weight", "first_layer_weight"):
+        for option in (
+            "num_held_out",
+            "warmup_iterations",
+            "jitter",
+            "label_weight",
+            "feature_weight",
+            "first_layer_weight",
+        ):
             at_least(option, 0)
         for option in ("tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
             at_least(option, 0)

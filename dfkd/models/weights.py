@@ -58,7 +58,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a safetensors or PyTorch file, read without unpickling code (see `load_weights`)."""
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"teacher.weights: there is no file {path}. Give the path of a safetensors or .pt/.pth file.")
+        raise WeightsError(
+            f"teacher.weights: there is no file {path}. Give the path of a safetensors or .pt/.pth file."
+        )
     if path.suffix == ".safetensors":
         try:
             return load_file(path)

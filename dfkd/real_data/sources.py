@@ -23,7 +23,7 @@ from dfkd.real_data.access import RealImages, Split
 
 def no_data(spec: InputSpec) -> None:
     """No real images at all: the run then reports agreement on held-out dreams in place of accuracy."""
-    return None
+    return
 
 
 def digits(spec: InputSpec) -> RealImages:

@@ -115,9 +115,7 @@ def test_masked_weights_are_exactly_zero_after_every_step(teacher, dreams, optim
 
     settings = recipe(optimizer=optimizer, weight_decay=0.01)
     module = Watching(student, teacher, settings)
-    CPU.make_trainer(max_epochs=1).fit(
-        module, DreamDataModule(dreams, 16, settings.updates)
-    )
+    CPU.make_trainer(max_epochs=1).fit(module, DreamDataModule(dreams, 16, settings.updates))
     assert seen == [True] * settings.updates
     assert sparsity(student) == pytest.approx(0.8, abs=1e-3)
 

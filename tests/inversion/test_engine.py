@@ -35,7 +35,9 @@ def test_the_images_are_those_of_the_lowest_loss_not_the_last(teacher):
     recipe = InversionRecipe(iterations=40, jitter=0, learning_rate=3.0)
     totals = []
     with inversion_objective(teacher, recipe) as objective:
-        result = optimise(start(), LABELS, objective, torch.Generator(), on_check=lambda _, t: totals.append(t["total"]))
+        result = optimise(
+            start(), LABELS, objective, torch.Generator(), on_check=lambda _, t: totals.append(t["total"])
+        )
         again = objective(result.images, LABELS)["total"].item()
     assert again <= min(totals) + 1e-3
     assert again < totals[-1] - 1e-3
