@@ -24,18 +24,18 @@ def plan_batches(recipe: InversionRecipe, num_classes: int, seed: int) -> list[P
 
     Each set's labels are balanced: every class comes once before any comes again, in an order drawn from `seed`.
     """
-    labels = [
-        *balanced_labels(recipe.num_images, num_classes, derive_seed(seed, "labels")).split(recipe.batch_size),
-        *balanced_labels(recipe.num_held_out, num_classes, derive_seed(seed, "held-out labels")).split(
-            recipe.batch_size
-        ),
+    sets = {"labels": recipe.num_images, "held-out labels": recipe.num_held_out}
+    parts = [
+        part
+        for name, count in sets.items()
+        if count
+        for part in balanced_labels(count, num_classes, derive_seed(seed, name)).split(recipe.batch_size)
     ]
-    labels = [part for part in labels if len(part)]
-    return [PlannedBatch(index, part, derive_seed(seed, "batch", index)) for index, part in enumerate(labels)]
+    return [PlannedBatch(index, part, derive_seed(seed, "batch", index)) for index, part in enumerate(parts)]
 
 
 def balanced_labels(count: int, num_classes: int, seed: int) -> Tensor:
     """`count` labels in which the classes' numbers differ by one at most."""
     generator = torch.Generator().manual_seed(seed)
     rounds = [torch.randperm(num_classes, generator=generator) for _ in range(-(-count // num_classes))]
-    return torch.cat(rounds)[:count] if rounds else torch.empty(0, dtype=torch.long)
+    return torch.cat(rounds)[:count]

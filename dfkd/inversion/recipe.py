@@ -69,16 +69,9 @@ class InversionRecipe:
 
         for option in ("num_images", "batch_size", "iterations"):
             at_least(option, 1)
-        for option in (
-            "num_held_out",
-            "warmup_iterations",
-            "jitter",
-            "label_weight",
-            "feature_weight",
-            "first_layer_weight",
-        ):
+        for option in ("num_held_out", "warmup_iterations", "jitter", "label_weight", "feature_weight"):
             at_least(option, 0)
-        for option in ("tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
+        for option in ("first_layer_weight", "tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
             at_least(option, 0)
         for option in ("learning_rate", "competition_temperature"):
             require(getattr(self, option) > 0, f"inversion.{option}", getattr(self, option), "above 0")

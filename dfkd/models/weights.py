@@ -42,7 +42,8 @@ def load_teacher_weights(model: nn.Module, weights: str, model_recipe: Mapping[s
         WeightsError: as `load_weights`; or torchvision has no such weights, or they could not be downloaded.
     """
     if not weights.startswith(TORCHVISION):
-        return load_weights(model, weights)
+        load_weights(model, weights)
+        return
     try:
         published = torchvision.models.get_model_weights(model_recipe["name"])
         state = published[weights.removeprefix(TORCHVISION)].get_state_dict(progress=True, check_hash=True)

@@ -39,7 +39,7 @@ def test_everything_but_convolution_and_linear_weights_stays(teacher):
 
 def test_the_report_names_every_layer_and_adds_up(teacher):
     layers = layer_sparsity(dfkd.prune(teacher, 0.5))
-    assert [layer.layer for layer in layers][0] == "conv1" and layers[-1].layer == "linear"
+    assert layers[0].layer == "conv1" and layers[-1].layer == "linear"
     assert sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers) == pytest.approx(0.5, abs=1e-3)
     assert len({round(layer.sparsity, 3) for layer in layers}) > 1  # one threshold for the whole network
 
