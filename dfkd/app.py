@@ -159,6 +159,8 @@ def main() -> None:
         _hydra_main()
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
+    except OSError as error:
+        sys.exit(f"dfkd: error: {error}. Check that run_dir and store are folders that can be written to.")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"dfkd: error: {_reasons(error)}")
 

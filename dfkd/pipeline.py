@@ -37,7 +37,7 @@ from dfkd.seeding import derive_seed
 from dfkd.store import Artifact, Store
 from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, fit
-from dfkd.training.progress import Progress
+from dfkd.training.progress import Progress, duration
 from dfkd.training.teacher import TeacherRecipe, TeacherTraining
 
 log = logging.getLogger(__name__)
@@ -90,14 +90,12 @@ class Pipeline:
         store: where products are found and kept.
         loggers: told the course of every stage; of a stage that was found, the course it had.
         artifacts: the products so far, by stage or control.
-        seconds: what each stage cost, whenever it was made.
     """
 
     experiment: Experiment
     store: Store
     loggers: Sequence[Logger] = ()
     artifacts: dict[str, Artifact] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""
@@ -118,10 +116,9 @@ class Pipeline:
                 f"inversion.competition_weight is {e.inversion.competition_weight}, but the dreams of this pipeline "
                 "are made before there is a student to compete with. Set it to 0."
             )
-        training_dreams = e.inversion.num_images
-        if e.distillation.batch_size > training_dreams:
+        if e.distillation.batch_size > e.inversion.num_images:
             raise ConfigError(
-                f"distillation.batch_size must be at most inversion.num_images ({training_dreams}), got "
+                f"distillation.batch_size must be at most inversion.num_images ({e.inversion.num_images}), got "
                 f"{e.distillation.batch_size}."
             )
         if e.data is None and not e.inversion.num_held_out:
@@ -137,12 +134,8 @@ class Pipeline:
             started = time.monotonic()
             log.info("%s ...", stage)
             getattr(self, f"_{stage}")()
-            artifact = self.artifacts.get(stage)
-            if artifact is not None:
-                self.seconds[stage] = artifact.seconds
-            log.info(
-                "%s: %s", stage, "found" if artifact and artifact.reused else f"{time.monotonic() - started:.1f} s"
-            )
+            reused = self.artifacts[stage].reused
+            log.info("%s: %s", stage, "found in the store" if reused else duration(time.monotonic() - started))
         return self.artifacts["evaluate"].notes if last == "evaluate" else None
 
     # ---------------------------------------------------------------------------------------------------- stages
@@ -222,12 +215,9 @@ class Pipeline:
             stream = e.distillation.batch_size, e.distillation.updates, e.seed
             return RealDataModule(images, *stream, e.options.num_workers)
 
-        controls = {"noise": {"noise": [count, *e.spec.image_shape]}}
-        makers = {"noise": noise, "real": real}
+        self._recover_on("noise", {"noise": [count, *e.spec.image_shape]}, noise)
         if e.data is not None:
-            controls["real"] = {"real": [count, e.data.fingerprint], "input": asdict(e.spec)}
-        for control, images_recipe in controls.items():
-            self._recover_on(control, images_recipe, makers[control])
+            self._recover_on("real", {"real": [count, e.data.fingerprint], "input": asdict(e.spec)}, real)
 
         recipe = {name: artifact.key for name, artifact in self.artifacts.items()}
         recipe["data"] = None if e.data is None else e.data.fingerprint

@@ -16,6 +16,9 @@ from dfkd.models import CifarResNet, InputSpec
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+torch.set_num_threads(1)  # the networks here are too small for more
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -43,20 +46,21 @@ def shared() -> Path:
     return SHARED
 
 
+QUIET = {"WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
+
 # The demo at a size that takes seconds.
 TINY = [
     "experiment=demo",
     "model.depth=8",
     "+model.width=8",
     "teacher.training.updates=60",
-    "teacher.training.checkpoint_updates=10",
     "inversion.num_images=48",
     "inversion.num_held_out=16",
     "inversion.batch_size=16",
     "inversion.iterations=8",
     "distillation.updates=12",
     "distillation.batch_size=16",
-    "distillation.checkpoint_updates=3",
+    "trainer.checkpoint_updates=3",
     "trainer.accelerator=cpu",
 ]
 
@@ -72,7 +76,7 @@ def command(
         capture_output=True,
         check=False,
         timeout=timeout,
-        env={**os.environ, "WANDB_SILENT": "true", "PYTHONWARNINGS": "default"},
+        env={**os.environ, **QUIET},
     )
     if check and done.returncode:
         pytest.fail(f"dfkd {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dfkd.models import CifarResNet
-from dfkd.reporting import load_runs
+from dfkd.reporting.runs import load_runs
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_damaged_dreams_are_made_again_and_never_used(finished, tmp_path):
     options = [*TINY, "teacher=given", f"teacher.weights={weights}", "data=none", "run_dir=run"]
     command(options, tmp_path)
     before = result_of(tmp_path)
-    batch = next((tmp_path / "artifacts" / "dreams").glob("*/batch_00001.safetensors"))
+    batch = next(tmp_path.glob("artifacts/dreams/*/batch_00001.safetensors"))
     content = batch.read_bytes()
     batch.write_bytes(content[:-5])
     done = command(options, tmp_path)
@@ -241,7 +241,7 @@ BAD_INPUT = {
     "a mistyped key": (["inversion.iteration=3"], "iteration"),
     "a missing value": (["data=image_folder"], "data.root"),
     "a missing folder": (["data=image_folder", "data.root=nowhere"], "there is no folder nowhere/train"),
-    "a run directory that is a file": (["run_dir=file/run"], "run_dir"),
+    "a run directory inside a file": (["run_dir=file/run"], "Check that run_dir and store"),
     "more dreams than the disk can hold": (["inversion.num_images=1000000000000"], "MiB free"),
     "a batch larger than the bank": (["distillation.batch_size=64"], "distillation.batch_size must be at most"),
 }  # fmt: skip

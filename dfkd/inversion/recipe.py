@@ -43,8 +43,8 @@ class InversionRecipe:
     num_images: int = 1024
     num_held_out: int = 128
     batch_size: int = 256
-    iterations: int = 300
-    learning_rate: float = 0.1
+    iterations: int = 200
+    learning_rate: float = 0.2
     schedule: str = "cosine"
     warmup_iterations: int = 0
     beta1: float = 0.9

@@ -131,9 +131,12 @@ def _check_classes(classes: int, spec: InputSpec, name: str) -> None:
 
 
 def _load_image(path: str) -> Image.Image:
-    with Image.open(path) as image:
-        image.load()
-        return image
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except OSError as error:
+        raise DataError(f"data.root: {path} is not a readable image ({error}). Repair or remove it.") from error
 
 
 def _file_transform(spec: InputSpec) -> nn.Module:

@@ -39,17 +39,20 @@ class TrainerOptions:
         device: index of the accelerator's device.
         precision: `32-true`, or `bf16-mixed` (weights, images and statistics stay in float32).
         num_workers: processes that read real images; dreams need none.
+        checkpoint_updates: optimiser steps between the checkpoints that an interrupted training continues from.
     """
 
     accelerator: str = "auto"
     device: int = 0
     precision: str = "32-true"
     num_workers: int = 0
+    checkpoint_updates: int = 50
 
     def __post_init__(self) -> None:
         require(self.accelerator in ACCELERATORS, "trainer.accelerator", self.accelerator, f"one of {ACCELERATORS}")
         require(self.precision in PRECISIONS, "trainer.precision", self.precision, f"one of {PRECISIONS}")
         require(self.num_workers >= 0, "trainer.num_workers", self.num_workers, "0 or more")
+        require(self.checkpoint_updates >= 1, "trainer.checkpoint_updates", self.checkpoint_updates, "1 or more")
         require(self.device >= 0, "trainer.device", self.device, "0 or more")
 
     def torch_device(self) -> torch.device:
@@ -83,7 +86,7 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `module` for its recipe's updates, continuing from the checkpoint in `directory` if there is one.
 
-    A checkpoint is taken every `checkpoint_updates` steps; the last is removed when the training is done. The caller's
+    A checkpoint is taken every `options.checkpoint_updates` steps; the last is removed when training is done. The caller's
     random state and the network's device are left as they were.
 
     Returns:
@@ -93,7 +96,7 @@ def fit(
     saver = ModelCheckpoint(
         directory,
         filename=Path(CHECKPOINT).stem,
-        every_n_train_steps=recipe.checkpoint_updates,
+        every_n_train_steps=options.checkpoint_updates,
         enable_version_counter=False,
     )
     checkpoint = _usable_checkpoint(directory)

@@ -30,20 +30,18 @@ class OptimizerRecipe:
         warmup_updates: steps over which the learning rate rises linearly.
         crop_padding: random crops from images padded by so many pixels.
         flip: mirror half of the images.
-        checkpoint_updates: a checkpoint to continue from after about so many steps.
     """
 
-    updates: int = 400
+    updates: int = 600
     batch_size: int = 128
     optimizer: str = "sgd"
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup_updates: int = 0
     crop_padding: int = 0
     flip: bool = False
-    checkpoint_updates: int = 50
 
     group = "training"
 
@@ -51,7 +49,7 @@ class OptimizerRecipe:
         def check(option: str, allowed: str, holds: bool) -> None:
             require(holds, f"{self.group}.{option}", getattr(self, option), allowed)
 
-        for option in ("updates", "batch_size", "checkpoint_updates"):
+        for option in ("updates", "batch_size"):
             check(option, "1 or more", getattr(self, option) >= 1)
         for option in ("weight_decay", "crop_padding", "warmup_updates"):
             check(option, "0 or more", getattr(self, option) >= 0)

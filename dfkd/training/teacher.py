@@ -21,7 +21,6 @@ class TeacherRecipe(OptimizerRecipe):
         label_smoothing: share of the target spread over all classes.
     """
 
-    learning_rate: float = 0.1
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
 

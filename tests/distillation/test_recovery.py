@@ -136,11 +136,12 @@ class Interrupted(Exception):
 
 
 def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch):
-    settings = recipe(updates=20, checkpoint_updates=4)  # not a multiple of the 3 batches of a pass
+    settings = recipe(updates=20)
+    options = TrainerOptions(accelerator="cpu", checkpoint_updates=4)  # not a multiple of the 3 batches of a pass
 
     def run(directory):
         student = dfkd.prune(teacher, 0.8)
-        history = recover_student(student, teacher, DreamDataModule(dreams, 16, 20), settings, 3, directory, CPU)
+        history = recover_student(student, teacher, DreamDataModule(dreams, 16, 20), settings, 3, directory, options)
         return student.state_dict(), history
 
     whole, whole_history = run(tmp_path / "whole")
