@@ -62,7 +62,7 @@ def invert(
         raise ConfigError("clip must be False without mean and std, got True: valid pixels are not known.")
     channels = image_shape[0]
     spec = InputSpec(
-        tuple(image_shape),
+        image_shape,
         count_classes(teacher, image_shape),
         tuple(mean) if mean is not None else (0.0,) * channels,
         tuple(std) if std is not None else (1.0,) * channels,

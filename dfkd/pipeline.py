@@ -219,7 +219,7 @@ class Pipeline:
         if e.data is not None:
             self._recover_on("real", {"real": [count, e.data.fingerprint], "input": asdict(e.spec)}, real)
 
-        recipe = {name: artifact.key for name, artifact in self.artifacts.items()}
+        recipe: dict[str, Any] = {name: artifact.key for name, artifact in self.artifacts.items()}
         recipe["data"] = None if e.data is None else e.data.fingerprint
 
         def make(directory: Path) -> dict[str, Any]:

@@ -65,6 +65,14 @@ TINY = [
 ]
 
 
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory) -> Path:
+    """A folder in which a multirun over three amounts and two seeds ran, in `sweep`."""
+    directory = tmp_path_factory.mktemp("sweep")
+    command(["-m", *TINY, "pruning.amount=0.5,0.8,0.9", "seed=0,1", "run_dir=sweep"], directory)
+    return directory
+
+
 def command(
     arguments: list[str], directory: Path, check: bool = True, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:

@@ -1,29 +1,36 @@
-"""The notebook runs on a folder of real runs and shows their table."""
+"""The notebook runs on a folder of real runs and shows their table, with data and without."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import nbformat
-import pytest
 from conftest import TINY, command
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "results.ipynb"
 
 
-@pytest.mark.parametrize("data", ["data=digits", "data=none"])
-@pytest.mark.filterwarnings("ignore:.*tornado.*:DeprecationWarning", "ignore:.*zmq.*")
-def test_the_notebook_shows_a_sweep(tmp_path, monkeypatch, data):
-    command([*TINY, "stage=teacher", "run_dir=first"], tmp_path)
-    weights = next(tmp_path.glob("artifacts/teacher/*/weights.safetensors"))
-    command(["-m", *TINY, data, "teacher=given", f"teacher.weights={weights}", "pruning.amount=0.5,0.9", "seed=0,1",
-             "run_dir=sweep"], tmp_path)  # fmt: skip
-    monkeypatch.setenv("DFKD_RUNS", str(tmp_path / "sweep"))
+def shown(runs: Path, monkeypatch) -> tuple[str, int]:
+    """Text and number of pictures that the notebook shows for the runs in a folder."""
+    monkeypatch.setenv("DFKD_RUNS", str(runs))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]
     text = " ".join(str(output.get("data", output.get("text", ""))) for output in outputs)
-    assert "4 runs under" in text and "±" in text
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    return text, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_notebook_shows_the_table_of_a_sweep(sweep, monkeypatch):
+    text, pictures = shown(sweep / "sweep", monkeypatch)
+    assert "6 runs under" in text and "judged by accuracy" in text and "±" in text
+    assert pictures == 4
+
+
+def test_without_data_it_shows_agreement(sweep, tmp_path, monkeypatch):
+    weights = next(sweep.glob("artifacts/teacher/*/weights.safetensors"))
+    command([*TINY, "data=none", "teacher=given", f"teacher.weights={weights}", "run_dir=run"], tmp_path)
+    text, pictures = shown(tmp_path, monkeypatch)
+    assert "1 runs under" in text and "judged by agreement" in text
+    assert pictures == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from dfkd.errors import ArtifactError
 from dfkd.files import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
+
+TENSORS = ("images", "labels", "predictions", "confidence")
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,13 @@ class DreamBank:
 
     def write(self, index: int, dreams: Dreams, history: list[dict[str, float]]) -> None:
         """Store batch `index` and the course of its inversion."""
-        tensors = {
-            "images": dreams.images.half(),
-            "labels": dreams.labels,
-            "predictions": dreams.predictions,
-            "confidence": dreams.confidence,
-        }
+        tensors = {name: getattr(dreams, name) for name in TENSORS}
         save_tensors(self.path(index), tensors, notes=history)
 
     def read(self, index: int) -> tuple[Dreams, list[dict[str, float]]]:
         """Batch `index` and the course of its inversion (`ArtifactError` if missing or damaged)."""
         tensors, history = load_tensors(self.path(index))
-        return Dreams(**tensors), history
+        return _dreams(tensors), history
 
     def missing(self, count: int) -> list[int]:
         """Which of the batches 0..count-1 are not there; damaged ones are removed and count as missing."""
@@ -99,9 +96,11 @@ class DreamBank:
     def load(self, count: int, held_out: int) -> tuple[Dreams, list[dict[str, Any]]]:
         """All of the `count` batches as one, and the courses of their inversions, each row with its `batch`."""
         batches = [self.read(index) for index in range(count)]
-        joined = {
-            name: torch.cat([getattr(dreams, name) for dreams, _ in batches])
-            for name in ("images", "labels", "predictions", "confidence")
-        }
+        joined = _dreams({name: torch.cat([getattr(dreams, name) for dreams, _ in batches]) for name in TENSORS})
         history = [{"batch": index, **row} for index, (_, rows) in enumerate(batches) for row in rows]
-        return Dreams(**joined, held_out=held_out), history
+        return replace(joined, held_out=held_out), history
+
+
+def _dreams(tensors: dict[str, Tensor]) -> Dreams:
+    images, labels, predictions, confidence = (tensors[name] for name in TENSORS)
+    return Dreams(images, labels, predictions, confidence)

@@ -45,9 +45,9 @@ def predict(model: nn.Module, dataset: Dataset, device: torch.device, num_worker
 
 def accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> float:
     """Share of the predictions (N,) that equal the labels (N,)."""
-    return multiclass_accuracy(predictions, labels, num_classes, average="micro").item()
+    return round(multiclass_accuracy(predictions, labels, num_classes, average="micro").item(), 6)
 
 
 def agreement(predictions: Tensor, teacher_predictions: Tensor) -> float:
     """Share of the images to which two networks give the same class."""
-    return (predictions == teacher_predictions).double().mean().item()
+    return round((predictions == teacher_predictions).double().mean().item(), 6)

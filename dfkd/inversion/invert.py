@@ -58,7 +58,8 @@ def fill_bank(
 
         if missing:
             module = InversionModule(teacher, recipe, bank, spec.image_shape, spec.valid_range(), student, on_check)
-            loader = DataLoader([plan[index] for index in missing], batch_size=None)  # type: ignore[arg-type]
+            batches: list[Any] = [plan[number] for number in missing]
+            loader: DataLoader[Any] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
             home = next(teacher.parameters()).device
             with torch.random.fork_rng(), quiet_lightning():
                 options.make_trainer(loggers, max_epochs=1).fit(module, loader)

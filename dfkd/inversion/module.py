@@ -70,11 +70,11 @@ class InversionModule(lightning.LightningModule):
             valid_range = (self.valid_range[0].to(self.device), self.valid_range[1].to(self.device))
         with inversion_objective(self.teacher, self.recipe, self.student) as objective:
             try:
-                result = optimise(noise, labels, objective, generator, valid_range, self._report(batch.index))
+                result = optimise(noise, labels, objective, generator, valid_range, self._report(batch.number))
             except InversionError as error:
-                raise InversionError(f"Batch {batch.index}: {error} It was not stored.") from error
+                raise InversionError(f"Batch {batch.number}: {error} It was not stored.") from error
             dreams = self._judge(result.images, labels)
-        self.bank.write(batch.index, dreams, result.history)
+        self.bank.write(batch.number, dreams, result.history)
 
     def _judge(self, images: Tensor, labels: Tensor) -> Dreams:
         images = images.half()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfkd.errors import ConfigError
 from dfkd.inversion import losses
 from dfkd.inversion.recipe import InversionRecipe
-from dfkd.models.batch_norm import batch_statistics, require_batch_norm
+from dfkd.models.batch_norm import batch_statistics, require_batch_norm, running_statistics
 from dfkd.models.freezing import frozen
 
 
@@ -30,9 +30,7 @@ class InversionObjective:
         self.student = student
         self.recipe = recipe
         self.records = records
-        self.running = {
-            name: (layer.running_mean, layer.running_var) for name, layer in require_batch_norm(teacher).items()
-        }
+        self.running = {name: running_statistics(layer) for name, layer in require_batch_norm(teacher).items()}
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Every weighted term's raw value, and their weighted sum as `total`."""
@@ -63,12 +61,14 @@ class InversionObjective:
         # A layer that is used several times in one forward has one set of running statistics for all its uses:
         # compare those with the mean over the uses. A layer that was not used has nothing to compare.
         used = {name: record for name, record in self.records.items() if record}
-        statistics = [
-            record[0] if len(record) == 1 else tuple(torch.stack(part).mean(0) for part in zip(*record, strict=True))
-            for record in used.values()
-        ]
+        statistics = [record[0] if len(record) == 1 else _mean_statistics(record) for record in used.values()]
         running = [self.running[name] for name in used]
         return losses.feature_distance(statistics, running, self.recipe.first_layer_weight)
+
+
+def _mean_statistics(record: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    means, variances = zip(*record, strict=True)
+    return torch.stack(means).mean(0), torch.stack(variances).mean(0)
 
 
 @contextmanager

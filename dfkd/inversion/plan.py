@@ -12,9 +12,9 @@ from dfkd.seeding import derive_seed
 
 
 class PlannedBatch(NamedTuple):
-    """Batch `index` of a bank: its target labels and the seed of its noise and jitter."""
+    """Batch `number` of a bank: its target labels and the seed of its noise and jitter."""
 
-    index: int
+    number: int
     labels: Tensor
     seed: int
 
@@ -31,7 +31,7 @@ def plan_batches(recipe: InversionRecipe, num_classes: int, seed: int) -> list[P
         if count
         for part in balanced_labels(count, num_classes, derive_seed(seed, name)).split(recipe.batch_size)
     ]
-    return [PlannedBatch(index, part, derive_seed(seed, "batch", index)) for index, part in enumerate(parts)]
+    return [PlannedBatch(number, part, derive_seed(seed, "batch", number)) for number, part in enumerate(parts)]
 
 
 def balanced_labels(count: int, num_classes: int, seed: int) -> Tensor:

@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from dfkd.errors import ModelError
 
 
+def running_statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of a layer found by `batch_norm_layers`, each (C,)."""
+    mean, variance = layer.running_mean, layer.running_var
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        raise ModelError(f"{type(layer).__name__} holds no running statistics.")
+    return mean, variance
+
+
 def batch_norm_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers of `model` that hold running statistics of their input, by module path.
 

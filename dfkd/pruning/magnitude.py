@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.prune import L1Unstructured
 
 from dfkd.errors import require
-from dfkd.pruning.sparsity import prunable_layers
+from dfkd.pruning.sparsity import prunable_weights
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def prune_by_global_magnitude(model: nn.Module, amount: float) -> None:
         ModelError: there is no convolution or linear layer.
     """
     require(_is_share(amount), "pruning.amount", amount, "a number in [0, 1)")
-    weights = [layer.weight for layer in prunable_layers(model).values()]
+    weights = list(prunable_weights(model).values())
     flat = torch.cat([weight.flatten() for weight in weights])
     keep = L1Unstructured(float(amount)).compute_mask(flat, torch.ones_like(flat)).bool()
     for weight, kept in zip(weights, keep.split([weight.numel() for weight in weights]), strict=True):

@@ -26,23 +26,26 @@ class LayerSparsity:
         return self.zeros / self.weights
 
 
-def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Convolutions and linear layers by module path. Batch norm, biases and everything else stay dense.
+def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of convolutions and linear layers by module path. Batch norm, biases and everything else stay dense.
 
     Raises:
         ModelError: there is none.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _ConvNd | nn.Linear)}
-    if not layers:
+    weights: dict[str, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvNd | nn.Linear) and isinstance(module.weight, nn.Parameter):
+            weights[name] = module.weight
+    if not weights:
         raise ModelError(f"{type(model).__name__} has no convolution or linear layer to prune.")
-    return layers
+    return weights
 
 
 def layer_sparsity(model: nn.Module) -> list[LayerSparsity]:
     """Sparsity of every prunable layer, in the model's order."""
     return [
-        LayerSparsity(name, tuple(layer.weight.shape), layer.weight.numel(), int((layer.weight == 0).sum()))
-        for name, layer in prunable_layers(model).items()
+        LayerSparsity(name, tuple(weight.shape), weight.numel(), int((weight == 0).sum()))
+        for name, weight in prunable_weights(model).items()
     ]
 
 
@@ -61,7 +64,7 @@ class FixedZeros:
 
     def __init__(self, model: nn.Module) -> None:
         self.masks: list[tuple[Tensor, Tensor]] = [
-            (layer.weight, layer.weight == 0) for layer in prunable_layers(model).values()
+            (weight, weight.detach() == 0) for weight in prunable_weights(model).values()
         ]
 
     @torch.no_grad()

@@ -93,7 +93,7 @@ def image_folder(spec: InputSpec, root: str, train: str = "train", test: str = "
     def opener(split: Split) -> Dataset:
         return ImageFolder(str(folders[split]), transform=_file_transform(spec), loader=_load_image)
 
-    return RealImages(f"image_folder {root}", digest.hexdigest(), opener)
+    return RealImages(f"image_folder {Path(root).name}", digest.hexdigest(), opener)
 
 
 def _check_folder(folder: Path, spec: InputSpec) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def build_result(pipeline: Pipeline, scores: dict[str, dict[str, float | None]])
     return {
         "experiment": e.name,
         "seed": e.seed,
-        "teacher": {"accuracy": accuracy["teacher"], "weights": e.weights or "trained here"},
+        "teacher": {"accuracy": accuracy["teacher"], "weights": Path(e.weights).name if e.weights else "trained here"},
         "pruned": {**mark["pruned"], "sparsity": artifacts["prune"].notes["sparsity"]},
         "recovered": {**mark["recovered"], "sparsity": artifacts["recover"].notes["sparsity"]},
         "controls": {name: accuracy[name] for name in ("batchnorm", "noise", "real")},

@@ -86,8 +86,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train `module` for its recipe's updates, continuing from the checkpoint in `directory` if there is one.
 
-    A checkpoint is taken every `options.checkpoint_updates` steps; the last is removed when training is done. The caller's
-    random state and the network's device are left as they were.
+    A checkpoint is taken every `options.checkpoint_updates` steps; the last is removed when training is done. The
+    caller's random state and the network's device are left as they were.
 
     Returns:
         The course of the training: rows of `update` and the losses.

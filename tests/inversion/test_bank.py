@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import dfkd
+from dfkd.distillation import DistillationRecipe
+from dfkd.distillation.recover import recover_student
+from dfkd.dreams import DreamDataModule
 from dfkd.errors import InversionError
 from dfkd.inversion import InversionRecipe
 from dfkd.inversion.invert import fill_bank
@@ -41,6 +45,21 @@ def test_training_and_held_out_dreams_are_apart_and_balanced(teacher, spec, tmp_
     with torch.no_grad():
         probabilities = teacher(dreams.images.float()).softmax(1)
     torch.testing.assert_close(dreams.confidence, probabilities[torch.arange(50), dreams.labels], rtol=1e-3, atol=1e-5)
+
+
+def test_half_precision_keeps_images_and_statistics_in_float32(teacher, spec, tmp_path):
+    recipe = InversionRecipe(num_images=16, num_held_out=0, batch_size=16, iterations=40, jitter=1)
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        options = TrainerOptions(accelerator="cpu", precision=precision)
+        dreams, history = fill_bank(teacher, recipe, spec, 0, tmp_path / precision, options)
+        assert dreams.images.isfinite().all()
+        losses[precision] = history[-1]["total"] / history[0]["total"]
+    assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.1)
+    student = dfkd.prune(teacher, 0.5)
+    settings = DistillationRecipe(updates=3, batch_size=8, learning_rate=0.01)
+    course = recover_student(student, teacher, DreamDataModule(dreams, 8, 3), settings, 0, tmp_path, options)
+    assert all(np.isfinite(row["total"]) for row in course)
 
 
 def test_labels_differ_by_one_at_most_and_do_not_come_sorted():

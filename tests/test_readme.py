@@ -1,0 +1,52 @@
+"""The README keeps its word: its commands compose, its tables are those of real runs, its map names what is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from dfkd import config
+from dfkd.reporting.result import summary, table_rows
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+COMMANDS = [line.split("#")[0].strip() for line in SHELL.splitlines() if line.startswith("dfkd ")]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_composes(line):
+    overrides = [word for word in shlex.split(line)[1:] if word != "-m"]
+    if "-m" in line:  # the first job of the sweep
+        overrides = [word if "[" in word else word.split(",")[0] for word in overrides]
+    config.register()
+    with initialize_config_module("dfkd.conf", version_base="1.3"):
+        config.require_complete(compose("config", overrides=["name=readme", *overrides]))
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^make ([\w-]+)", SHELL, re.MULTILINE))
+    assert targets >= {"demo", "test"}
+    assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_every_table_is_that_of_a_recorded_result(path):
+    result = json.loads(path.read_text())
+    for row in table_rows(result):
+        assert "| " + " | ".join(row) + " |" in README
+    assert summary(result) in README.replace("\n", " ")
+
+
+def test_the_map_and_the_pictures_name_what_is_there():
+    code_map = README.split("## Map of the code")[1].split("```")[1]
+    for name in re.findall(r"^(\S+)", code_map, re.MULTILINE):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / name).exists(), name
