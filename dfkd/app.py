@@ -74,11 +74,13 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline
     write_json(status, {"status": "running"})
     loggers: list[Logger] = []
     try:
-        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         experiment = make_experiment(cfg)
         _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
         pipeline = Pipeline(experiment, Store(Path(cfg.store)))
         pipeline.check()
+        # From here on the directory is this run's: a result of an earlier one must not stand beside its configuration.
+        (run_dir / "result.json").unlink(missing_ok=True)
+        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         loggers = pipeline.loggers = _make_loggers(cfg, run_dir)
         torch.manual_seed(experiment.seed)
         scores = pipeline.run(cfg.stage)

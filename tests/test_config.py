@@ -14,6 +14,8 @@ from dfkd import config
 from dfkd.app import make_experiment
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.models.input_spec import check_model
+from dfkd.pipeline import Pipeline
+from dfkd.store import Store
 
 CONF = Path(dfkd.conf.__file__).parent
 
@@ -96,6 +98,29 @@ def test_a_typo_inside_an_experiment_file_is_refused(text, message):
 def test_a_wrong_option_or_value_is_named(composed, override, message):
     with pytest.raises(DfkdError, match=message):
         make_experiment(composed("experiment=demo", override)).build_model()
+
+
+NO_BATCH_NORM = [
+    "model=torchvision", "model.name=squeezenet1_0", "input.image_shape=[3,32,32]", "input.mean=[0,0,0]",
+    "input.std=[1,1,1]", "data=none", "teacher=given", "teacher.weights=w.pt",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(NO_BATCH_NORM, "no batch-norm layer"),
+     (["input.image_shape=[3,8]"], r"input\.image_shape must be"),
+     (["input.num_classes=11", "data=none", "model.num_classes=10"], r"input\.num_classes must be 10"),
+     (["teacher=given", "teacher.weights=w.pt"], "there is no file w.pt"),
+     (["data=none"], "neither a trained teacher nor data"),
+     (["data=image_folder"], r"data\.root"),
+     (["distillation.batch_size=513"], r"distillation\.batch_size must be at most inversion\.num_images \(512\)"),
+     (["inversion.competition_weight=1"], r"inversion\.competition_weight is 1")],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_any_work(composed, overrides, message, tmp_path):
+    with pytest.raises(DfkdError, match=message):
+        Pipeline(make_experiment(composed("experiment=demo", *overrides)), Store(tmp_path / "store")).check()
+    assert not (tmp_path / "store").exists()
 
 
 def test_options_without_a_value_are_all_named(composed):
