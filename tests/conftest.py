@@ -54,6 +54,7 @@ TINY = [
     "model.depth=8",
     "+model.width=8",
     "teacher.training.updates=60",
+    "pruning.amount=0.9",
     "inversion.num_images=48",
     "inversion.num_held_out=16",
     "inversion.batch_size=16",

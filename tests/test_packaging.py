@@ -25,7 +25,7 @@ def test_an_installed_package_runs_from_another_folder(tmp_path):
     )  # fmt: skip
     first, *configuration = done.stdout.splitlines()
     assert first.count(str(target)) == 2
-    assert "  amount: 0.9" in configuration
+    assert "  amount: 0.95" in configuration
     shipped = {str(path.relative_to(target / "dfkd" / "conf")) for path in (target / "dfkd" / "conf").rglob("*.yaml")}
     assert shipped == {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
 
