@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -73,15 +74,13 @@ class DistillationModule(SeededTraining):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         recipe = self.recipe
         images = augment(images, recipe.crop_padding, recipe.flip)
+        matching = matched_features(self.teacher, self.network) if recipe.feature_weight else nullcontext([])
+        with matching as errors:
+            with torch.no_grad(), frozen(self.teacher):
+                teacher_logits = self.teacher(images)
+            logits = distillation_loss(self.network(images), teacher_logits, recipe.temperature)
         if not recipe.feature_weight:
-            with torch.no_grad(), frozen(self.teacher):
-                teacher_logits = self.teacher(images)
-            logits = distillation_loss(self.network(images), teacher_logits, recipe.temperature)
             return {"total": recipe.logits_weight * logits, "logits": logits}
-        with matched_features(self.teacher, self.network) as errors:
-            with torch.no_grad(), frozen(self.teacher):
-                teacher_logits = self.teacher(images)
-            logits = distillation_loss(self.network(images), teacher_logits, recipe.temperature)
         features = torch.stack(errors).mean()
         total = recipe.logits_weight * logits + recipe.feature_weight * features
         return {"total": total, "logits": logits, "features": features}

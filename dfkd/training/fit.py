@@ -99,8 +99,7 @@ def fit(
         every_n_train_steps=options.checkpoint_updates,
         enable_version_counter=False,
     )
-    checkpoint = _usable_checkpoint(directory)
-    done = 0 if checkpoint is None else torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    checkpoint, done = _usable_checkpoint(directory)
     home = next(module.parameters()).device
     with Progress(module.stage, recipe.updates, "updates", done=done) as progress:
 
@@ -118,17 +117,18 @@ def fit(
     return module.history
 
 
-def _usable_checkpoint(directory: Path) -> str | None:
+def _usable_checkpoint(directory: Path) -> tuple[str | None, int]:
+    """The checkpoint to continue from and the updates it holds; (None, 0) without one that can be read."""
     path = directory / CHECKPOINT
     if not path.exists():
-        return None
+        return None, 0
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        done = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         log.warning("The checkpoint %s is damaged (%s); this training starts again.", path, error)
         path.unlink()
-        return None
-    return str(path)
+        return None, 0
+    return str(path), done
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class SeededTraining(lightning.LightningModule):
 
     def _record(self, update: int) -> None:
         names = self._pending[0]
-        row = {name: torch.stack([losses[name] for losses in self._pending]).mean().item() for name in names}
+        row = {name: torch.stack([losses[name].cpu() for losses in self._pending]).mean().item() for name in names}
         self._pending.clear()
         if not math.isfinite(row["total"]):
             raise TrainingError(
