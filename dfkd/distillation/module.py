@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -74,7 +74,9 @@ class DistillationModule(SeededTraining):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         recipe = self.recipe
         images = augment(images, recipe.crop_padding, recipe.flip)
-        matching = matched_features(self.teacher, self.network) if recipe.feature_weight else nullcontext([])
+        matching: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if recipe.feature_weight:
+            matching = matched_features(self.teacher, self.network)
         with matching as errors:
             with torch.no_grad(), frozen(self.teacher):
                 teacher_logits = self.teacher(images)
