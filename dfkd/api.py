@@ -58,8 +58,10 @@ def invert(
     if (mean is None) != (std is None):
         raise ConfigError("mean and std must be given both or neither: clipping to valid pixels needs both.")
     recipe = {"num_held_out": 0, "clip": mean is not None, **recipe}
-    if mean is None and recipe["clip"]:
-        raise ConfigError("clip must be False without mean and std, got True: valid pixels are not known.")
+    if mean is None and recipe["clip"] and not recipe.get("clip_limit"):
+        raise ConfigError(
+            "clip must be False without mean and std, got True: valid pixels are not known. Or give clip_limit."
+        )
     channels = image_shape[0]
     spec = InputSpec(
         image_shape,

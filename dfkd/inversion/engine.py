@@ -6,13 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd.errors import InversionError
+from dfkd.inversion.gradient import ObjectiveGradient
 from dfkd.inversion.objective import InversionObjective
+from dfkd.inversion.recipe import InversionRecipe
 from dfkd.training.optimizer import learning_rate_factor
 
 CHECKS_PER_BATCH = 20
+
+OnCheck = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -26,43 +31,90 @@ class OptimisedBatch:
 def optimise(
     images: Tensor,
     labels: Tensor,
-    objective: InversionObjective,
+    objective: InversionObjective | ObjectiveGradient,
     generator: torch.Generator,
     valid_range: tuple[Tensor, Tensor] | None = None,
-    on_check: Callable[[int, dict[str, float]], None] | None = None,
+    on_check: OnCheck | None = None,
 ) -> OptimisedBatch:
     """Minimise the objective over `images` with Adam, and keep those of the lowest loss.
 
     At each iteration the batch is shifted circularly by up to `jitter` pixels and perhaps mirrored, the same for
-    all its images; the shift is drawn from `generator` (a CPU one, so that all devices see the same shifts).
+    all its images; the shift is drawn from `generator` (a CPU one, so that all devices see the same shifts). Where
+    the recipe says so, a first stage sees the images at half resolution; the second starts from its best.
 
     Args:
         images: the start, (B, C, H, W) in the teacher's normalised input space; left as it is.
         labels: target classes, (B,).
-        objective: the loss, from `inversion_objective`.
+        objective: the loss, from `inversion_objective`; or a way to differentiate it.
         generator: source of jitter and flips.
-        valid_range: lowest and highest valid input, each (C, 1, 1); images are clipped to it after each step.
+        valid_range: lowest and highest valid input, each broadcastable to (C, 1, 1); images are clipped to it after
+            each step.
         on_check: called about 20 times with the iteration and the terms' values.
 
     Raises:
         InversionError: the loss was not finite. The device is asked at the checks only, so that it never waits.
     """
-    recipe = objective.recipe
-    images = images.detach().clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([images], lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2))
-    factor = learning_rate_factor(recipe.schedule, recipe.iterations, recipe.warmup_iterations)
+    gradient = objective if isinstance(objective, ObjectiveGradient) else ObjectiveGradient(objective)
+    recipe = gradient.objective.recipe
+    history: list[dict[str, float]] = []
+    check_every = max(1, recipe.total_iterations // CHECKS_PER_BATCH)
+
+    def check(iteration: int, terms: dict[str, Tensor], all_finite: Tensor) -> None:
+        if iteration % check_every and iteration != recipe.total_iterations - 1:
+            return
+        values = {name: float(value) for name, value in terms.items()}
+        if not all_finite:
+            raise InversionError(
+                f"The inversion loss was not finite by iteration {iteration} ({values}). "
+                "Lower inversion.learning_rate or inversion.feature_weight; with half precision try "
+                "trainer.precision=32-true."
+            )
+        history.append({"iteration": iteration, **values})
+        if on_check is not None:
+            on_check(iteration, values)
+
+    for first, iterations, pooling in _stages(recipe):
+        images = _stage(images, labels, gradient, generator, valid_range, check, first, iterations, pooling)
+    return OptimisedBatch(images, history)
+
+
+def _stages(recipe: InversionRecipe) -> list[tuple[int, int, int]]:
+    """First iteration, number of iterations and pooling of each stage."""
+    half = recipe.half_resolution_iterations
+    full = (half, recipe.iterations, 1)
+    return [(0, half, 2), full] if half else [full]
+
+
+def _stage(
+    images: Tensor,
+    labels: Tensor,
+    gradient: ObjectiveGradient,
+    generator: torch.Generator,
+    valid_range: tuple[Tensor, Tensor] | None,
+    check: Callable[[int, dict[str, Tensor], Tensor], None],
+    first: int,
+    iterations: int,
+    pooling: int,
+) -> Tensor:
+    recipe = gradient.objective.recipe
+    # The images keep the usual format whatever the network's: of 3 channels, the priors are faster in it.
+    images = images.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)
+    optimizer = torch.optim.Adam([images], lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True)
+    factor = learning_rate_factor(recipe.schedule, iterations, recipe.warmup_iterations)
     best_images = images.detach().clone()
     best_loss = torch.full((), float("inf"), device=images.device)
     all_finite = torch.ones((), dtype=torch.bool, device=images.device)
-    check_every = max(1, recipe.iterations // CHECKS_PER_BATCH)
-    history: list[dict[str, float]] = []
 
-    for iteration in range(recipe.iterations):
-        terms = objective(_augment(images, recipe.jitter, recipe.flip, generator), labels)
-        total = terms["total"]
-        (images.grad,) = torch.autograd.grad(total, images)
+    for iteration in range(iterations):
+        # The network sees a leaf of its own; what was done to the images is undone on the gradient.
+        view = _view(images, pooling, recipe.jitter // pooling, recipe.flip, generator)
+        terms, view_gradient = gradient(view.detach(), labels)
+        if view is images:
+            images.grad = view_gradient
+        else:
+            (images.grad,) = torch.autograd.grad(view, images, view_gradient)
         with torch.no_grad():
-            loss = total.detach().float()
+            loss = terms["total"].float()
             torch.where(loss < best_loss, images, best_images, out=best_images)
             best_loss = torch.minimum(best_loss, loss)
             all_finite &= loss.isfinite()
@@ -71,21 +123,13 @@ def optimise(
         if valid_range is not None:
             with torch.no_grad():
                 torch.clamp(images, *valid_range, out=images)
-        if iteration % check_every == 0 or iteration == recipe.iterations - 1:
-            values = {name: float(value.detach()) for name, value in terms.items()}
-            if not all_finite:
-                raise InversionError(
-                    f"The inversion loss was not finite by iteration {iteration} ({values}). "
-                    "Lower inversion.learning_rate or inversion.feature_weight; with half precision try "
-                    "trainer.precision=32-true."
-                )
-            history.append({"iteration": iteration, **values})
-            if on_check is not None:
-                on_check(iteration, values)
-    return OptimisedBatch(best_images, history)
+        check(first + iteration, terms, all_finite)
+    return best_images
 
 
-def _augment(images: Tensor, jitter: int, flip: bool, generator: torch.Generator) -> Tensor:
+def _view(images: Tensor, pooling: int, jitter: int, flip: bool, generator: torch.Generator) -> Tensor:
+    if pooling > 1:
+        images = F.avg_pool2d(images, pooling)
     if jitter:
         shifts = torch.randint(-jitter, jitter + 1, (2,), generator=generator).tolist()
         images = torch.roll(images, shifts=shifts, dims=(2, 3))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from dfkd.dreams.bank import DreamBank, Dreams
-from dfkd.inversion.module import InversionModule
+from dfkd.errors import InversionError
+from dfkd.inversion.engine import OnCheck
+from dfkd.inversion.module import InversionModule, logged
 from dfkd.inversion.plan import plan_batches
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
@@ -33,35 +38,95 @@ def fill_bank(
 ) -> tuple[Dreams, list[dict[str, Any]]]:
     """Make the batches that the bank in `directory` lacks, and load all of it.
 
-    Each batch depends on the teacher, the recipe and (seed, its index) alone: a bank that was interrupted ends as one
-    that was not.
+    Each batch depends on the teacher, the recipe and (seed, its index) alone: a bank that was interrupted, or shared
+    by several devices, ends as one that was not.
 
     Returns:
         The dreams, and the course of their inversion: rows of batch, iteration and the terms' values.
 
     Raises:
         ModelError: the teacher has no batch norm.
-        InversionError: a batch's loss was not finite; the batches before it stay in the bank.
+        InversionError: a batch's loss was not finite, or a process died; finished batches stay in the bank.
     """
     require_batch_norm(teacher)
     bank = DreamBank(directory)
     plan = plan_batches(recipe, spec.num_classes, seed)
     missing = bank.missing(len(plan))
-    total = len(plan) * recipe.iterations
-    with Progress("dream", total, "iterations", done=(len(plan) - len(missing)) * recipe.iterations) as progress:
-        reached = 0
+    if missing:
+        ranks = min(options.dream_devices, len(missing))
+        module = InversionModule(
+            teacher,
+            recipe,
+            bank,
+            spec.image_shape,
+            [plan[number] for number in missing],
+            len(plan),
+            spec.valid_range(),
+            student,
+            options.compile,
+        )
+        total = len(plan) * recipe.total_iterations
+        with Progress("dream", total, "iterations", done=total - len(missing) * recipe.total_iterations) as progress:
+            if ranks == 1:
+                module.on_check = _counted(progress, recipe)
+                _fit(module, options.make_trainer(loggers, max_epochs=1))
+            else:
+                with _watching(bank, missing, recipe, progress):
+                    _fit(module, options.make_trainer(max_epochs=1, ranks=ranks))
+    dreams, history = bank.load(len(plan), recipe.num_held_out)
+    if missing and ranks > 1:  # the ranks are processes of their own, which the loggers do not reach
+        for row in history:
+            if row["batch"] in missing:
+                values = {name: value for name, value in row.items() if name != "batch"}
+                for logger in loggers:
+                    logger.log_metrics(*logged(recipe, row["batch"], values))
+    return dreams, history
 
-        def on_check(iteration: int, terms: dict[str, float]) -> None:
-            nonlocal reached
-            progress.advance(iteration - reached, f"loss {terms['total']:.4g}")
-            reached = iteration % recipe.iterations
 
-        if missing:
-            module = InversionModule(teacher, recipe, bank, spec.image_shape, spec.valid_range(), student, on_check)
-            batches: list[Any] = [plan[number] for number in missing]
-            loader: DataLoader[Any] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-            home = next(teacher.parameters()).device
-            with torch.random.fork_rng(), quiet_lightning():
-                options.make_trainer(loggers, max_epochs=1).fit(module, loader)
-            teacher.to(home)
-    return bank.load(len(plan), recipe.num_held_out)
+def _fit(module: InversionModule, trainer: Trainer) -> None:
+    home = next(module.teacher.parameters()).device
+    try:
+        with torch.random.fork_rng(), quiet_lightning():
+            trainer.fit(module)
+    except ProcessExitedException as error:
+        raise InversionError(
+            f"A process that was making dreams died ({error}). Finished batches are kept: run the same again to "
+            "continue, with a lower trainer.dream_devices if memory ran out."
+        ) from error
+    except ProcessRaisedException as error:
+        raise InversionError(f"A process that was making dreams failed: {str(error).strip()}") from error
+    finally:
+        module.release()
+        module.teacher.to(home)
+
+
+def _counted(progress: Progress, recipe: InversionRecipe) -> OnCheck:
+    reached = 0
+
+    def on_check(iteration: int, terms: dict[str, float]) -> None:
+        nonlocal reached
+        progress.advance(iteration - reached, f"loss {terms['total']:.4g}")
+        reached = iteration % recipe.total_iterations
+
+    return on_check
+
+
+@contextmanager
+def _watching(bank: DreamBank, missing: Sequence[int], recipe: InversionRecipe, progress: Progress) -> Iterator[None]:
+    """Count the batches that other processes finish."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        waiting = list(missing)
+        while not stop.wait(1.0):
+            for number in [number for number in waiting if bank.path(number).exists()]:
+                waiting.remove(number)
+                progress.advance(recipe.total_iterations)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()

@@ -10,6 +10,7 @@ per-image norm, whose coefficients carry over between batch sizes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NORMS = ("batch", "image")
+REDUCTIONS = ("mean", "sum")
 
 
 def shifted_differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -41,9 +43,10 @@ def total_variation_l2(images: Tensor, kind: str = "batch") -> Tensor:
     return torch.stack([norm(difference, kind) for difference in shifted_differences(images)]).sum()
 
 
-def total_variation_l1(images: Tensor) -> Tensor:
-    """TV_l1 = sum over the four shifts d of mean |x - shift_d(x)|, in the published code's form."""
-    return torch.stack([difference.abs().mean() for difference in shifted_differences(images)]).sum()
+def total_variation_l1(images: Tensor, reduction: str = "mean") -> Tensor:
+    """TV_l1 = sum over the four shifts d of mean |x - shift_d(x)| (DI), or of the sum in place of the mean (PPR)."""
+    parts = [difference.abs() for difference in shifted_differences(images)]
+    return torch.stack([part.sum() if reduction == "sum" else part.mean() for part in parts]).sum()
 
 
 def image_l2(images: Tensor, kind: str = "batch") -> Tensor:
@@ -54,19 +57,19 @@ def image_l2(images: Tensor, kind: str = "batch") -> Tensor:
 def feature_distance(
     statistics: Sequence[tuple[Tensor, Tensor]],
     running: Sequence[tuple[Tensor, Tensor]],
-    first_layer_weight: float = 1.0,
+    weights: Sequence[float],
 ) -> Tensor:
     """R_feature = sum over layers l of w_l (||mean_l - running_mean_l||_2 + ||var_l - running_var_l||_2) (DI, eq. 4).
 
     Args:
-        statistics: per batch-norm layer, in order of use, the batch's (mean, biased variance), each (C_l,).
+        statistics: per batch-norm layer the batch's (mean, biased variance), each (C_l,).
         running: the layers' (running_mean, running_var).
-        first_layer_weight: w_1; the other weights are 1.
+        weights: w_l.
     """
-    terms = []
-    for layer, ((mean, variance), (running_mean, running_var)) in enumerate(zip(statistics, running, strict=True)):
-        distance = torch.linalg.vector_norm(mean - running_mean) + torch.linalg.vector_norm(variance - running_var)
-        terms.append(first_layer_weight * distance if layer == 0 else distance)
+    terms = [
+        weight * (torch.linalg.vector_norm(mean - running_mean) + torch.linalg.vector_norm(variance - running_var))
+        for (mean, variance), (running_mean, running_var), weight in zip(statistics, running, weights, strict=True)
+    ]
     return torch.stack(terms).sum()
 
 
@@ -83,7 +86,7 @@ def jensen_shannon(logits_p: Tensor, logits_q: Tensor, temperature: float = 1.0)
     """
     log_p = F.log_softmax(logits_p / temperature, dim=1)
     log_q = F.log_softmax(logits_q / temperature, dim=1)
-    log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=log_p.dtype, device=log_p.device))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
     divergence = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
     return 0.5 * divergence.sum(dim=1).mean()
 

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from dfkd.dreams.bank import DreamBank, Dreams
 from dfkd.errors import InversionError
-from dfkd.inversion.engine import optimise
-from dfkd.inversion.objective import inversion_objective
+from dfkd.inversion.engine import OnCheck, optimise
+from dfkd.inversion.gradient import ObjectiveGradient, worth_compiling
+from dfkd.inversion.objective import InversionObjective, inversion_objective
 from dfkd.inversion.plan import PlannedBatch
 from dfkd.inversion.recipe import InversionRecipe
-
-OnCheck = Callable[[int, dict[str, float]], None]
 
 
 class InversionModule(lightning.LightningModule):
     """One training step inverts the teacher into one batch of dreams, from noise to the bank.
 
     The iterations over a batch are one step, not one each: Lightning's cost per step would otherwise be paid
-    thousands of times.
+    thousands of times. Of `batches`, each rank of a trainer takes every n-th; ranks never wait for each other.
 
     Args:
         teacher: the network to invert; left as it was.
         recipe: the objective and its optimisation.
         bank: where finished batches go.
         image_shape: (C, H, W).
+        batches: what to make.
+        num_planned: batches of the whole bank, whether or not they are still to be made.
         valid_range: lowest and highest valid input, each (C, 1, 1); used where `recipe.clip`.
         student: the network to compete with where `recipe.competition_weight` is above 0.
+        compile: `always`, `never`, or `auto`: where it saves more time than it costs.
         on_check: called now and then with the iterations done on the batch in hand and the terms' values.
 
     Raises:
@@ -44,8 +48,11 @@ class InversionModule(lightning.LightningModule):
         recipe: InversionRecipe,
         bank: DreamBank,
         image_shape: tuple[int, int, int],
+        batches: Sequence[PlannedBatch],
+        num_planned: int,
         valid_range: tuple[Tensor, Tensor] | None = None,
         student: nn.Module | None = None,
+        compile: str = "auto",
         on_check: OnCheck | None = None,
     ) -> None:
         super().__init__()
@@ -55,11 +62,36 @@ class InversionModule(lightning.LightningModule):
         self.recipe = recipe
         self.bank = bank
         self.image_shape = tuple(image_shape)
+        self.batches = list(batches)
+        self.num_planned = num_planned
         self.valid_range = valid_range if recipe.clip else None
+        if recipe.clip and recipe.clip_limit:
+            self.valid_range = torch.tensor(-recipe.clip_limit), torch.tensor(recipe.clip_limit)
+        self.compile_when = compile
         self.on_check = on_check
+        self.held: ExitStack | None = None
 
     def configure_optimizers(self) -> list:
         return []  # each batch of images has an optimiser of its own
+
+    def train_dataloader(self) -> DataLoader:
+        mine: list[Any] = self.batches[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
+
+    def on_train_start(self) -> None:
+        # The objective is held over all batches: compiled code knows the networks as they are within it.
+        self.held = ExitStack()
+        objective = self.held.enter_context(inversion_objective(self.teacher, self.recipe, self.student))
+        self.gradient = ObjectiveGradient(objective, self._compiled_batch(objective))
+
+    def on_train_end(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Leave the networks as they were; needed after an error only."""
+        if self.held is not None:
+            self.held.close()
+            self.held = None
 
     def training_step(self, batch: PlannedBatch, batch_idx: int) -> None:
         generator = torch.Generator().manual_seed(batch.seed)
@@ -68,13 +100,20 @@ class InversionModule(lightning.LightningModule):
         valid_range = None
         if self.valid_range is not None:
             valid_range = (self.valid_range[0].to(self.device), self.valid_range[1].to(self.device))
-        with inversion_objective(self.teacher, self.recipe, self.student) as objective:
-            try:
-                result = optimise(noise, labels, objective, generator, valid_range, self._report(batch.number))
-            except InversionError as error:
-                raise InversionError(f"Batch {batch.number}: {error} It was not stored.") from error
-            dreams = self._judge(result.images, labels)
-        self.bank.write(batch.number, dreams, result.history)
+        try:
+            result = optimise(noise, labels, self.gradient, generator, valid_range, self._report(batch.number))
+        except InversionError as error:
+            raise InversionError(f"Batch {batch.number}: {error} It was not stored.") from error
+        self.bank.write(batch.number, self._judge(result.images, labels), result.history)
+
+    def _compiled_batch(self, objective: InversionObjective) -> int | None:
+        size = min(self.recipe.batch_size, self.recipe.num_images)
+        if self.compile_when == "auto":
+            images = torch.zeros(size, *self.image_shape, device=self.device)
+            pays = worth_compiling(objective, images, self.recipe.total_iterations * self.num_planned)
+        else:
+            pays = self.compile_when == "always"
+        return size if pays else None
 
     def _judge(self, images: Tensor, labels: Tensor) -> Dreams:
         images = images.half()
@@ -83,7 +122,8 @@ class InversionModule(lightning.LightningModule):
                 "The images left the range of their float16 storage. Set inversion.clip=true or raise "
                 "inversion.l2_weight. The batch was not stored."
             )
-        probabilities = self.teacher(images.float()).float().softmax(dim=1)
+        with torch.no_grad(), self.gradient.objective.recorded():
+            probabilities = torch.cat([self.teacher(part.float()) for part in images.split(64)]).float().softmax(dim=1)
         predictions = probabilities.argmax(dim=1)
         if self.recipe.label_loss == "entropy":
             labels = predictions
@@ -92,11 +132,15 @@ class InversionModule(lightning.LightningModule):
 
     def _report(self, index: int) -> OnCheck:
         def report(iteration: int, terms: dict[str, float]) -> None:
-            metrics: dict[str, Any] = {"dream/batch": index, "dream/iteration": iteration}
-            metrics |= {f"dream/{name}": value for name, value in terms.items()}
             for logger in self.loggers:
-                logger.log_metrics(metrics, index * self.recipe.iterations + iteration)
+                logger.log_metrics(*logged(self.recipe, index, {"iteration": iteration, **terms}))
             if self.on_check is not None:
                 self.on_check(iteration + 1, terms)
 
         return report
+
+
+def logged(recipe: InversionRecipe, batch: int, row: dict[str, float]) -> tuple[dict[str, float], int]:
+    """A row of a batch's history as metrics for a logger, and their step."""
+    metrics = {f"dream/{name}": value for name, value in {"batch": batch, **row}.items()}
+    return metrics, int(batch * recipe.total_iterations + row["iteration"])

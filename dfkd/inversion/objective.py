@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,19 @@ from dfkd.errors import ConfigError
 from dfkd.inversion import losses
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import batch_statistics, require_batch_norm, running_statistics
-from dfkd.models.freezing import frozen
+from dfkd.models.freezing import channels_last, frozen
+
+Statistics = Sequence[tuple[Tensor, Tensor]]
+Terms = dict[str, Tensor]
 
 
 class InversionObjective:
-    """L(x') of DI, eq. 2 and 7, for images (B, C, H, W) and labels (B,). Made by `inversion_objective`."""
+    """L(x') of DI, eq. 2 and 7, for images (B, C, H, W) and labels (B,). Made by `inversion_objective`.
+
+    It is a sum of three parts, which `dfkd.inversion.gradient` also takes one by one: terms that are means over
+    images (`image_terms`), the distance of the whole batch's statistics (`feature_distance`), and the priors on the
+    images themselves (`priors`).
+    """
 
     def __init__(
         self,
@@ -30,43 +38,83 @@ class InversionObjective:
         self.student = student
         self.recipe = recipe
         self.records = records
-        self.running = {name: running_statistics(layer) for name, layer in require_batch_norm(teacher).items()}
+        self.layers = require_batch_norm(teacher)
+        self.layer_weights = recipe.weights_of(list(self.layers))
+        weights = {
+            "entropy" if recipe.label_loss == "entropy" else "cross_entropy": recipe.label_weight,
+            "feature": recipe.feature_weight,
+            "tv_l2": recipe.tv_l2_weight,
+            "tv_l1": recipe.tv_l1_weight,
+            "l2": recipe.l2_weight,
+            "competition": recipe.competition_weight,
+        }
+        self.weights = {name: weight for name, weight in weights.items() if weight}
 
-    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor) -> Terms:
         """Every weighted term's raw value, and their weighted sum as `total`."""
-        recipe = self.recipe
+        with self.recorded() as records:
+            terms = self.image_terms(images, labels)
+            if records:
+                terms |= {"feature": self.feature_distance(records)}
+        return self.summed(terms | self.priors(images))
+
+    @contextmanager
+    def recorded(self) -> Iterator[Mapping[str, Statistics]]:
+        """Within the context, the statistics of the teacher's forwards, by layer; it leaves none behind."""
         for record in self.records.values():
             record.clear()
+        try:
+            yield self.records
+        finally:
+            for record in self.records.values():
+                record.clear()
+
+    def image_terms(self, images: Tensor, labels: Tensor) -> Terms:
+        """The terms that are means over the images: the label loss, and the competition with the student."""
         logits = self.teacher(images)
-        terms: dict[str, tuple[float, Tensor]] = {}
-        if recipe.label_loss == "entropy":
-            terms["entropy"] = recipe.label_weight, losses.entropy(logits)
-        else:
-            terms["cross_entropy"] = recipe.label_weight, F.cross_entropy(logits, labels)
-        if recipe.feature_weight:
-            terms["feature"] = recipe.feature_weight, self._feature_distance()
-        if recipe.tv_l2_weight:
-            terms["tv_l2"] = recipe.tv_l2_weight, losses.total_variation_l2(images, recipe.prior_norm)
-        if recipe.tv_l1_weight:
-            terms["tv_l1"] = recipe.tv_l1_weight, losses.total_variation_l1(images)
-        if recipe.l2_weight:
-            terms["l2"] = recipe.l2_weight, losses.image_l2(images, recipe.prior_norm)
-        if recipe.competition_weight and self.student is not None:
-            compete = losses.competition(logits, self.student(images), recipe.competition_temperature)
-            terms["competition"] = recipe.competition_weight, compete
-        total = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        return {"total": total} | {name: value for name, (_, value) in terms.items()}
+        terms = {}
+        if "entropy" in self.weights:
+            terms["entropy"] = losses.entropy(logits)
+        if "cross_entropy" in self.weights:
+            terms["cross_entropy"] = F.cross_entropy(logits, labels)
+        if "competition" in self.weights and self.student is not None:
+            terms["competition"] = losses.competition(logits, self.student(images), self.recipe.competition_temperature)
+        return terms
 
-    def _feature_distance(self) -> Tensor:
-        # A layer that is used several times in one forward has one set of running statistics for all its uses:
-        # compare those with the mean over the uses. A layer that was not used has nothing to compare.
-        used = {name: record for name, record in self.records.items() if record}
-        statistics = [record[0] if len(record) == 1 else _mean_statistics(record) for record in used.values()]
-        running = [self.running[name] for name in used]
-        return losses.feature_distance(statistics, running, self.recipe.first_layer_weight)
+    def feature_distance(self, records: Mapping[str, Statistics]) -> Tensor:
+        """R_feature of the batch's statistics.
+
+        A layer that is used several times in one forward has one set of running statistics for all its uses: those
+        are compared with the mean over the uses. A layer that was not used has nothing to compare.
+        """
+        used = [name for name, record in records.items() if record]
+        return losses.feature_distance(
+            [_mean_statistics(records[name]) for name in used],
+            [running_statistics(self.layers[name]) for name in used],
+            [self.layer_weights[name] for name in used],
+        )
+
+    def priors(self, images: Tensor) -> Terms:
+        """The terms that know no network."""
+        recipe = self.recipe
+        terms = {}
+        if "tv_l2" in self.weights:
+            terms["tv_l2"] = losses.total_variation_l2(images, recipe.prior_norm)
+        if "tv_l1" in self.weights:
+            terms["tv_l1"] = losses.total_variation_l1(images, recipe.tv_l1_reduction)
+        if "l2" in self.weights:
+            terms["l2"] = losses.image_l2(images, recipe.prior_norm)
+        return terms
+
+    def summed(self, terms: Terms) -> Terms:
+        """The terms, preceded by their weighted sum as `total`."""
+        total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        return {"total": total} | terms
 
 
-def _mean_statistics(record: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _mean_statistics(record: Statistics) -> tuple[Tensor, Tensor]:
+    if len(record) == 1:
+        return record[0]
     means, variances = zip(*record, strict=True)
     return torch.stack(means).mean(0), torch.stack(variances).mean(0)
 
@@ -79,7 +127,8 @@ def inversion_objective(
 
     Raises:
         ModelError: the teacher has no batch norm.
-        ConfigError: `recipe.competition_weight` is set but there is no student.
+        ConfigError: `recipe.competition_weight` is set but there is no student, or `recipe.layer_weights` does not
+            have one weight for each batch-norm layer.
     """
     require_batch_norm(teacher)
     if recipe.competition_weight and student is None:
@@ -87,5 +136,12 @@ def inversion_objective(
             f"inversion.competition_weight is {recipe.competition_weight}, but no student was given to compete with. "
             "Pass one, or set it to 0."
         )
-    with frozen(teacher, student), batch_statistics(teacher) as records:
+    with ExitStack() as stack:
+        stack.enter_context(frozen(teacher, student))
+        # In single precision on a GPU, convolutions of the usual format are the faster ones.
+        if not next(teacher.parameters()).is_cuda or torch.is_autocast_enabled("cuda"):
+            for model in (teacher, student):
+                if model is not None:
+                    stack.enter_context(channels_last(model))
+        records = stack.enter_context(batch_statistics(teacher)) if recipe.feature_weight else {}
         yield InversionObjective(teacher, recipe, records, student)

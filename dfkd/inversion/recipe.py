@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from dfkd.errors import require
-from dfkd.inversion.losses import NORMS
+from dfkd.inversion.losses import NORMS, REDUCTIONS
 from dfkd.training.optimizer import SCHEDULES
 
 LABEL_LOSSES = ("cross_entropy", "entropy")
@@ -19,7 +20,9 @@ class InversionRecipe:
         num_images: dreams to train the student on.
         num_held_out: further dreams, in batches of their own, that only judge it. 0: none.
         batch_size: images optimised together; their joint statistics are matched to the teacher's.
-        iterations: Adam steps per batch.
+        iterations: Adam steps per batch, on the full image.
+        half_resolution_iterations: steps before those, on the image average-pooled by 2 and with half the jitter; each
+            of the two stages has the whole schedule.
         learning_rate: Adam's step, in units of the normalised input, at its highest.
         schedule: of the learning rate: `constant`, or `cosine` down to zero at the last iteration.
         warmup_iterations: iterations over which the learning rate rises linearly.
@@ -29,8 +32,10 @@ class InversionRecipe:
         label_weight: weight of the label loss.
         feature_weight: a_f, weight of R_feature.
         first_layer_weight: w_1, multiplier of the first batch-norm layer within R_feature.
+        layer_weights: w_l of every batch-norm layer, in the order in which the network holds them; empty: all 1.
         tv_l2_weight: weight of TV_l2.
         tv_l1_weight: weight of TV_l1.
+        tv_l1_reduction: `mean` of the differences (DI), or their `sum` (PPR).
         l2_weight: weight of the image norm.
         prior_norm: `batch` for norms over the whole batch (published form), `image` for the mean of per-image norms.
         competition_weight: a_c, weight of R_compete; above 0 it needs a student to compete with.
@@ -38,12 +43,14 @@ class InversionRecipe:
         jitter: largest circular shift in pixels, new at every iteration.
         flip: mirror the batch at random; only for data whose labels survive it.
         clip: keep images in the range that valid pixels have after normalisation.
+        clip_limit: where it is above 0, `clip` keeps images within plus and minus this value instead.
     """
 
     num_images: int = 1024
     num_held_out: int = 128
     batch_size: int = 256
     iterations: int = 200
+    half_resolution_iterations: int = 0
     learning_rate: float = 0.2
     schedule: str = "cosine"
     warmup_iterations: int = 0
@@ -53,8 +60,10 @@ class InversionRecipe:
     label_weight: float = 1.0
     feature_weight: float = 10.0
     first_layer_weight: float = 1.0
+    layer_weights: list[float] = field(default_factory=list)
     tv_l2_weight: float = 2.5e-5
     tv_l1_weight: float = 0.0
+    tv_l1_reduction: str = "mean"
     l2_weight: float = 0.0
     prior_norm: str = "batch"
     competition_weight: float = 0.0
@@ -62,6 +71,7 @@ class InversionRecipe:
     jitter: int = 2
     flip: bool = False
     clip: bool = True
+    clip_limit: float = 0.0
 
     def __post_init__(self) -> None:
         def at_least(option: str, least: float) -> None:
@@ -73,6 +83,8 @@ class InversionRecipe:
             at_least(option, 0)
         for option in ("first_layer_weight", "tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
             at_least(option, 0)
+        for option in ("half_resolution_iterations", "clip_limit"):
+            at_least(option, 0)
         for option in ("learning_rate", "competition_temperature"):
             require(getattr(self, option) > 0, f"inversion.{option}", getattr(self, option), "above 0")
         for option in ("beta1", "beta2"):
@@ -80,3 +92,22 @@ class InversionRecipe:
         require(self.schedule in SCHEDULES, "inversion.schedule", self.schedule, f"one of {SCHEDULES}")
         require(self.label_loss in LABEL_LOSSES, "inversion.label_loss", self.label_loss, f"one of {LABEL_LOSSES}")
         require(self.prior_norm in NORMS, "inversion.prior_norm", self.prior_norm, f"one of {NORMS}")
+        allowed = f"one of {REDUCTIONS}"
+        require(self.tv_l1_reduction in REDUCTIONS, "inversion.tv_l1_reduction", self.tv_l1_reduction, allowed)
+        weights = list(self.layer_weights)
+        require(all(weight >= 0 for weight in weights), "inversion.layer_weights", weights, "0 or more, each")
+
+    @property
+    def total_iterations(self) -> int:
+        """Steps per batch over both resolutions."""
+        return self.half_resolution_iterations + self.iterations
+
+    def weights_of(self, layers: Sequence[str]) -> dict[str, float]:
+        """w_l by layer (`ConfigError` if `layer_weights` is not empty and does not have one for each)."""
+        weights = list(self.layer_weights) or [1.0] * len(layers)
+        expected = f"empty, or one weight for each of the teacher's {len(layers)} batch-norm layers"
+        require(len(weights) == len(layers), "inversion.layer_weights", f"{len(weights)} weights", expected)
+        return {
+            layer: weight * (self.first_layer_weight if position == 0 else 1.0)
+            for position, (layer, weight) in enumerate(zip(layers, weights, strict=True))
+        }

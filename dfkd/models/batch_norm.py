@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 
 def running_statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -56,27 +61,124 @@ def batch_statistics(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, 
 
     Statistics are per channel, over batch and space, with the biased variance, in float32 at least, and carry
     gradients to the input. A layer that is used twice in one forward appends twice. The caller clears the lists
-    between forwards. No hook stays on the model.
+    between forwards. The model must be frozen, in eval mode (`dfkd.models.freezing`); nothing stays on it.
+
+    A layer that computes PyTorch's own batch norm is replaced for the time by one function with a closed-form
+    backward, which reads the activations once for what takes autograd several passes. Layers with a `forward` of
+    their own keep it, and a hook takes the statistics: slower, the same values.
     """
     layers = batch_norm_layers(model)
     records: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-
-    def recorder(name: str):
-        def record(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            records[name].append(channel_statistics(inputs[0]))
-
-        return record
-
-    handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
+    replaced = [layer for layer in layers.values() if _is_standard(layer)]
+    handles = []
+    if len(replaced) < len(layers):
+        others = sorted({type(layer).__name__ for layer in layers.values() if not _is_standard(layer)})
+        log.info(
+            "%d of %d batch-norm layers have a forward of their own (%s): hooks take their statistics, which is "
+            "slower.", len(layers) - len(replaced), len(layers), ", ".join(others),
+        )  # fmt: skip
     try:
+        for name, layer in layers.items():
+            if _is_standard(layer):
+                layer.forward = _forward_with_statistics(layer, records[name])
+            else:
+                handles.append(layer.register_forward_pre_hook(_recorder(records[name])))
         yield records
     finally:
+        for layer in replaced:
+            vars(layer).pop("forward", None)
         for handle in handles:
             handle.remove()
 
 
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of `x` (B, C, ...) per channel, each of shape (C,)."""
-    dims = [0, *range(2, x.dim())]
-    variance, mean = torch.var_mean(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, dims, correction=0)
-    return mean, variance
+    """Mean and biased variance of `x` (B, C, ...) per channel, each of shape (C,), with a closed-form backward.
+
+    For n values per channel and gradients g_mean, g_variance the gradient of x is
+    `g_mean / n + 2 g_variance (x - mean) / n`. The variance is E[x^2] - mean^2, from one reading of x.
+    """
+    return _ChannelStatistics.apply(x)
+
+
+def _is_standard(layer: nn.Module) -> bool:
+    own = type(layer).forward
+    return own in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and "forward" not in vars(layer)
+
+
+def _forward_with_statistics(layer: nn.Module, record: list[tuple[Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
+    standard = cast(_BatchNorm, layer)
+
+    def forward(x: Tensor) -> Tensor:
+        # Scale and shift are computed at each call, so that the layer may change its device in between.
+        running_mean, running_var = running_statistics(standard)
+        scale = torch.rsqrt(running_var + standard.eps)
+        if standard.affine:
+            scale = scale * standard.weight
+        shift = -running_mean * scale
+        if standard.affine:
+            shift = shift + standard.bias
+        output, mean, variance = _BatchNormWithStatistics.apply(x, scale, shift)
+        record.append((mean, variance))
+        return output
+
+    return forward
+
+
+def _recorder(record: list[tuple[Tensor, Tensor]]):
+    return lambda _module, inputs: record.append(channel_statistics(inputs[0]))
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    # First per image, then over images: a compiled loop then finds the image's values still in the cache.
+    space = list(range(2, x.dim()))
+    if space:
+        mean = x.mean(space).mean(0)
+        square = torch.linalg.vector_norm(x, dim=space).square().sum(0) / (x.numel() // x.shape[1])
+    else:
+        mean, square = x.mean(0), x.square().mean(0)
+    return mean, square - mean * mean
+
+
+def _statistics_gradient(x: Tensor, mean: Tensor, g_mean: Tensor, g_variance: Tensor) -> Tensor:
+    count = x.numel() // x.shape[1]
+    slope = 2 * g_variance / count
+    offset = g_mean / count - slope * mean
+    return torch.addcmul(_per_channel(offset, x), x, _per_channel(slope, x))
+
+
+class _ChannelStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = _moments(_widened(x))
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        return _statistics_gradient(_widened(x), mean, *gradients).to(x.dtype)
+
+
+class _BatchNormWithStatistics(torch.autograd.Function):
+    """x -> (scale x + shift, mean, variance). `scale` and `shift` are constants: a frozen layer's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = _widened(x)
+        mean, variance = _moments(wide)
+        ctx.save_for_backward(x, mean, scale)
+        return torch.addcmul(_per_channel(shift, x), wide, _per_channel(scale, x)).to(x.dtype), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, g_output: Tensor, g_mean: Tensor, g_variance: Tensor) -> tuple[Tensor, None, None]:
+        x, mean, scale = ctx.saved_tensors
+        gradient = _statistics_gradient(_widened(x), mean, g_mean, g_variance)
+        return gradient.addcmul_(g_output, _per_channel(scale, x)).to(x.dtype), None, None

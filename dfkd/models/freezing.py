@@ -1,10 +1,11 @@
-"""Temporary changes of a network's mode that leave nothing behind on a user's model."""
+"""Temporary changes of a network's mode and memory format that leave nothing behind on a user's model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -26,3 +27,16 @@ def frozen(*models: nn.Module | None) -> Iterator[None]:
             module.training = mode
         for parameter, asks in zip(parameters, asked, strict=True):
             parameter.requires_grad_(asks)
+
+
+@contextmanager
+def channels_last(model: nn.Module) -> Iterator[None]:
+    """Within the context the weights of 2-d convolutions lie in memory as channels-last, so that activations do too."""
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous()]
+    try:
+        for weight in weights:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for weight in weights:
+            weight.data = weight.data.contiguous()

@@ -17,6 +17,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from dfkd.errors import require
 from dfkd.training.data import SeededDataModule
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "resume.ckpt"
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed")
+COMPILE = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,19 @@ class TrainerOptions:
     Attributes:
         accelerator: `auto`, `cpu`, `gpu` (`cuda`) or `mps`.
         device: index of the accelerator's device.
+        dream_devices: devices that share the making of dreams, from `device` on; on a CPU, processes.
         precision: `32-true`, or `bf16-mixed` (weights, images and statistics stay in float32).
+        compile: whether inversion goes through `torch.compile`: `auto` (where it saves more time than it costs),
+            `always` or `never`.
         num_workers: processes that read real images; dreams need none.
         checkpoint_updates: optimiser steps between the checkpoints that an interrupted training continues from.
     """
 
     accelerator: str = "auto"
     device: int = 0
+    dream_devices: int = 1
     precision: str = "32-true"
+    compile: str = "auto"
     num_workers: int = 0
     checkpoint_updates: int = 50
 
@@ -54,20 +61,26 @@ class TrainerOptions:
         require(self.num_workers >= 0, "trainer.num_workers", self.num_workers, "0 or more")
         require(self.checkpoint_updates >= 1, "trainer.checkpoint_updates", self.checkpoint_updates, "1 or more")
         require(self.device >= 0, "trainer.device", self.device, "0 or more")
+        require(self.dream_devices >= 1, "trainer.dream_devices", self.dream_devices, "1 or more")
+        require(self.compile in COMPILE, "trainer.compile", self.compile, f"one of {COMPILE}")
 
     def torch_device(self) -> torch.device:
         """The device that the trainer will use."""
         return Fabric(accelerator=self.accelerator, devices=self._devices()).device
 
-    def _devices(self) -> int | list[int]:
+    def _devices(self, ranks: int = 1) -> int | list[int]:
         on_cpu = self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
-        return 1 if on_cpu else [self.device]
+        return ranks if on_cpu else list(range(self.device, self.device + ranks))
 
-    def make_trainer(self, loggers: Sequence[Logger] = (), callbacks: Sequence[Callback] = (), **arguments: Any):
-        """A Lightning trainer on one device, silent but for the given loggers and callbacks."""
+    def make_trainer(
+        self, loggers: Sequence[Logger] = (), callbacks: Sequence[Callback] = (), ranks: int = 1, **arguments: Any
+    ) -> lightning.Trainer:
+        """A Lightning trainer, silent but for the given loggers and callbacks. Its ranks never wait for each other."""
+        if ranks > 1:
+            arguments |= {"strategy": IndependentRanks(start_method="spawn"), "use_distributed_sampler": False}
         return lightning.Trainer(
             accelerator=self.accelerator,
-            devices=self._devices(),
+            devices=self._devices(ranks),
             precision=self.precision,  # type: ignore[arg-type]
             logger=list(loggers) or False,
             callbacks=list(callbacks),
@@ -75,6 +88,13 @@ class TrainerOptions:
             enable_model_summary=False,
             **{"enable_checkpointing": False, **arguments},
         )
+
+
+class IndependentRanks(DDPStrategy):
+    """DDP for work without a gradient to share: each rank has batches of its own, of any number."""
+
+    def configure_ddp(self) -> None:
+        """Leave the module unwrapped."""
 
 
 def fit(
