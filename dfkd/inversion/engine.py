@@ -109,10 +109,9 @@ def _stage(
         # The network sees a leaf of its own; what was done to the images is undone on the gradient.
         view = _view(images, pooling, recipe.jitter // pooling, recipe.flip, generator)
         terms, view_gradient = gradient(view.detach(), labels)
-        if view is images:
-            images.grad = view_gradient
-        else:
-            (images.grad,) = torch.autograd.grad(view, images, view_gradient)
+        if view is not images:
+            (view_gradient,) = torch.autograd.grad(view, images, view_gradient)
+        images.grad = view_gradient.contiguous()  # fused Adam reads both as one memory format
         with torch.no_grad():
             loss = terms["total"].float()
             torch.where(loss < best_loss, images, best_images, out=best_images)
