@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench lint clean
 
 demo: .venv/installed  ## the main job on the embedded default, in runs/demo
 	$(BIN)/dfkd experiment=demo run_dir=runs/demo
@@ -12,6 +12,9 @@ test: .venv/installed  ## the fast tests
 
 test-slow: .venv/installed  ## real runs on CIFAR-10 (JPEG), where it is at hand
 	$(BIN)/python -m pytest -m slow -s
+
+bench: .venv/installed  ## speed and memory of an inversion step, into benchmarks/results.json and docs/
+	$(BIN)/python -W ignore benchmarks/inversion_step.py
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@
 
 A point is `SETTING:ITERATIONS`; `default` is the default recipe (cosine from 0.2), `paper` the published one (0.05,
 constant). Each seed dreams one batch of 256 images and recovers the pruned ResNet-20 on it, at every sparsity. The
-teacher, the updates and the seeds are the same at every point. Scores are added to `points.json` in the folder; finished
-batches and scores found there are kept. Test images score and decide nothing here: settings were chosen by `dev`, the
+teacher, the updates and the seeds are the same at every point. Scores are added to `points.json` in the folder;
+batches and scores found there are kept. Test images score and decide nothing: settings were chosen by `dev`, the
 accuracy on 3,000 of the images that the *teacher* was trained on.
 """
 
@@ -18,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from torch.utils.data import Subset
 
 import dfkd

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -90,3 +97,65 @@ def test_without_targets_the_labels_are_the_teachers_predictions(teacher):
         teacher, 16, image_shape=(1, 8, 8), iterations=3, batch_size=16, label_loss="entropy", accelerator="cpu"
     )
     assert torch.equal(dreams.labels, dreams.predictions)
+
+
+def bank_in_a_process(directory, devices, extra="") -> subprocess.Popen:
+    """A process of its own that fills the bank `directory` for a fixed teacher, with so many ranks."""
+    program = f"""
+from pathlib import Path
+import torch
+from dfkd.inversion import InversionRecipe
+from dfkd.inversion.invert import fill_bank
+from dfkd.models import CifarResNet, InputSpec
+from dfkd.training.fit import TrainerOptions
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    teacher = CifarResNet(8, in_channels=1, width=4).eval()
+    settings = dict(num_images=40, num_held_out=10, batch_size=8, iterations=4, jitter=1)
+    recipe = InversionRecipe(**settings | dict({extra}))
+    options = TrainerOptions(accelerator="cpu", dream_devices={devices})
+    spec = InputSpec((1, 8, 8), 10, (0.3,), (0.4,))
+    fill_bank(teacher, recipe, spec, 7, Path({str(directory)!r}), options)
+"""
+    directory.mkdir(exist_ok=True)
+    script = directory.with_suffix(".py")
+    script.write_text(program)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def fill_in_a_process(directory, devices, extra="") -> None:
+    process = bank_in_a_process(directory, devices, extra)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
+
+
+def test_two_ranks_make_the_bank_that_one_makes(tmp_path):
+    for devices in (1, 2):
+        fill_in_a_process(tmp_path / str(devices), devices)
+    assert len(contents(tmp_path / "1")) == 7  # 40 = 5 x 8, and 10 = 8 + 2 held out: odd for two ranks
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_rank_that_is_killed_costs_the_batch_in_hand_only(tmp_path):
+    process = bank_in_a_process(tmp_path / "killed", 2, "iterations=150")
+    while len(contents(tmp_path / "killed")) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in ranks}
+    os.kill(next(pid for pid in reversed(ranks) if "spawn_main" in commands[pid]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "A process that was making dreams died" in errors and "run the same again" in errors
+    kept = contents(tmp_path / "killed")
+    assert 2 <= len(kept) < 7
+    for name, devices in (("killed", 1), ("undisturbed", 2)):
+        fill_in_a_process(tmp_path / name, devices, "iterations=150")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
+    assert kept.items() <= contents(tmp_path / "killed").items()

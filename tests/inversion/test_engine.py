@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from dfkd.errors import ConfigError, InversionError, ModelError
-from dfkd.inversion import InversionRecipe, inversion_objective, optimise
+from dfkd.inversion import InversionRecipe, inversion_objective, losses, optimise
+from dfkd.inversion.invert import fill_bank
+from dfkd.training.fit import TrainerOptions
 
 LABELS = torch.arange(16) % 10
 
@@ -135,3 +137,43 @@ def test_a_batch_norm_used_twice_is_compared_with_the_mean_of_its_uses():
 def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
     with pytest.raises(ConfigError, match=rf"inversion\.{option} must be .*got {value!r}"):
         InversionRecipe(**{option: value})
+
+
+def test_a_half_resolution_stage_sees_pooled_images_with_half_the_jitter_and_improves_the_start(teacher):
+    seen = []
+    teacher.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[-2:]))
+    result = run(teacher, half_resolution_iterations=20, iterations=10, jitter=1)
+    assert seen[:20] == [(4, 4)] * 20 and seen[20:] == [(8, 8)] * 10
+    assert [row["iteration"] for row in result.history] == sorted({row["iteration"] for row in result.history})
+    assert result.history[-1]["iteration"] == 29
+    alone = run(teacher, iterations=10, jitter=1)
+    assert result.images.shape == alone.images.shape and not torch.equal(result.images, alone.images)
+
+
+def test_layers_can_be_weighted_one_by_one(teacher):
+    layers = len([module for module in teacher.modules() if isinstance(module, nn.BatchNorm2d)])
+    parts = []
+    for position in range(layers):
+        weights = [0.0] * layers
+        weights[position] = 2.0
+        with inversion_objective(teacher, InversionRecipe(layer_weights=weights, first_layer_weight=3.0)) as objective:
+            parts.append(objective(start(), LABELS)["feature"])
+    with inversion_objective(teacher, InversionRecipe()) as objective:
+        whole = objective(start(), LABELS)["feature"]
+    torch.testing.assert_close((parts[0] / 3 + sum(parts[1:])) / 2, whole)
+    with pytest.raises(ConfigError, match=r"inversion.layer_weights must be empty, or one weight for each"):
+        run(teacher, layer_weights=[1.0])
+
+
+def test_a_clip_limit_is_kept(teacher, spec, tmp_path):
+    recipe = InversionRecipe(
+        num_images=8, num_held_out=0, batch_size=8, iterations=5, learning_rate=0.5, clip_limit=0.7
+    )
+    dreams, _ = fill_bank(teacher, recipe, spec, 0, tmp_path, TrainerOptions(accelerator="cpu"))
+    assert dreams.images.abs().max() == torch.tensor(0.7).half()
+
+
+def test_total_variation_l1_as_a_sum_is_that_of_the_ppr_code():
+    images = torch.randn(2, 3, 5, 6)
+    expected = sum(difference.abs().sum() for difference in losses.shifted_differences(images))
+    torch.testing.assert_close(losses.total_variation_l1(images, "sum"), expected)

@@ -19,7 +19,6 @@ from dfkd.inversion.gradient import ObjectiveGradient, worth_compiling
 from dfkd.models import CifarResNet, WideResNet, torchvision_model
 
 
-
 def narrow_vgg(configuration: str) -> nn.Module:
     widths = [width if width == "M" else width // 8 for width in vgg.cfgs[configuration]]
     features = vgg.make_layers(widths, batch_norm=True)
@@ -75,3 +74,186 @@ def recorded(objective, losses: list[float]) -> ObjectiveGradient:
             return terms, gradient
 
     return Recording(objective)
+
+
+class Block(nn.Module):
+    """Pre-activation, in-place residual, depthwise and concatenation around a given batch norm."""
+
+    def __init__(self, batch_norm: type[nn.Module]):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.first = batch_norm(6)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+        self.second = batch_norm(6)
+        self.joined = batch_norm(12)
+        self.linear = nn.Linear(12, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.second(self.depthwise(F.relu_(self.first(x))))
+        y += x
+        y = F.relu_(self.first(y))  # used twice
+        return self.linear(self.joined(torch.cat([x, y], 1)).relu().mean((2, 3)))
+
+
+class OwnForward(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) * 1.5
+
+
+class WithoutAffine(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels, affine=False)
+
+
+@pytest.mark.parametrize("batch_norm", [nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, OwnForward, WithoutAffine])
+def test_unusual_networks_get_the_gradient_that_autograd_gives(batch_norm, caplog):
+    model = Block(batch_norm).double().eval()
+    for layer in (model.first, model.second, model.joined):
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2.0)
+    images, labels = torch.randn(5, 3, 8, 8, dtype=torch.double), torch.arange(5)
+    expected = reference_gradient(model, images, labels)
+    with caplog.at_level(logging.INFO, "dfkd"), inversion_objective(model, InversionRecipe()) as objective:
+        _, gradient = ObjectiveGradient(objective)(images, labels)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    falls_back = batch_norm in (FrozenBatchNorm2d, OwnForward)
+    assert len([r for r in caplog.records if "forward of their own" in r.message]) == falls_back
+    torch.testing.assert_close(reference_gradient(model, images, labels), expected)  # nothing stayed on the model
+
+
+def reference_gradient(model, images, labels):
+    """The default objective by hooks and autograd alone; a layer used twice has the mean of its uses."""
+    uses: dict[nn.Module, list] = {}
+
+    def measure(layer, inputs):
+        x = inputs[0]
+        uses.setdefault(layer, []).append((x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)))
+
+    layers = [layer for layer in model.modules() if hasattr(layer, "running_mean")]
+    hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+    leaf = images.clone().requires_grad_(True)
+    loss = F.cross_entropy(model(leaf), labels)
+    for layer, pairs in uses.items():
+        mean, variance = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+        loss = loss + 10 * ((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
+    differences = (
+        leaf[..., 1:] - leaf[..., :-1],
+        leaf[..., 1:, :] - leaf[..., :-1, :],
+        leaf[..., 1:, 1:] - leaf[..., :-1, :-1],
+        leaf[..., 1:, :-1] - leaf[..., :-1, 1:],
+    )
+    loss = loss + 2.5e-5 * sum(difference.norm() for difference in differences)
+    for hook in hooks:
+        hook.remove()
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return lived_in(CifarResNet(8, width=4), 3, 16, 16)
+
+
+def full_recipe(**changes) -> InversionRecipe:
+    settings = {"iterations": 12, "tv_l1_weight": 0.1, "l2_weight": 1e-3, "competition_weight": 2.0, "flip": True}
+    return InversionRecipe(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("parts", [2, 3, 10])
+def test_a_batch_in_parts_has_the_same_terms_and_gradient(network, parts):
+    student = lived_in(CifarResNet(8, width=4), 3, 16, 16).double()
+    images, labels = torch.randn(10, 3, 16, 16, dtype=torch.double), torch.arange(10)
+    with inversion_objective(network.double(), full_recipe(), student) as objective:
+        terms, gradient = ObjectiveGradient(objective)(images, labels)
+        parts_terms, parts_gradient = ObjectiveGradient(objective, parts=parts)(images, labels)
+    assert terms.keys() == parts_terms.keys()
+    for name in terms:
+        torch.testing.assert_close(parts_terms[name], terms[name], rtol=1e-10, atol=0)
+    torch.testing.assert_close(parts_gradient, gradient, rtol=1e-8, atol=1e-12)
+
+
+class Limited(nn.Module):
+    """A network whose memory ends at `limit` images."""
+
+    def __init__(self, network: nn.Module, limit: int):
+        super().__init__()
+        self.network, self.limit = network, limit
+
+    def forward(self, x):
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self.network(x)
+
+
+def test_where_memory_runs_out_the_batch_goes_in_parts_and_the_dreams_are_the_same(network, caplog):
+    recipe = InversionRecipe(iterations=12)
+    start, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
+    images = {}
+    for limit in (16, 5):
+        with inversion_objective(Limited(network, limit), recipe) as objective:
+            images[limit] = optimise(start, labels, objective, torch.Generator().manual_seed(0)).images
+    torch.testing.assert_close(images[5], images[16], rtol=0, atol=1e-3)
+    said = [record.message for record in caplog.records if "Memory ran out" in record.message]
+    assert len(said) == 2 and "4 parts" in said[-1]
+
+
+def test_a_network_without_memory_for_one_image_is_an_error(network):
+    with (
+        inversion_objective(Limited(network, 0), InversionRecipe()) as objective,
+        pytest.raises(InversionError, match="Memory ran out even for a single image"),
+    ):
+        ObjectiveGradient(objective)(torch.randn(4, 3, 16, 16), torch.arange(4))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@needs_compiler
+def test_compiled_gives_the_same_images_and_jitter_never_recompiles(network):
+    recipe = InversionRecipe(iterations=12, flip=True)
+    start, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
+    images = []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with inversion_objective(network, recipe) as objective:
+        for gradient in (ObjectiveGradient(objective), ObjectiveGradient(objective, compiled_batch=16)):
+            images.append(optimise(start, labels, gradient, torch.Generator().manual_seed(0)).images)
+        assert gradient.compiled is not None
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        optimise(start[:5], labels[:5], gradient, torch.Generator())  # another size goes uncompiled
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-3)
+
+
+class Uncompilable(nn.Module):
+    """A network that looks at its values, so that no single graph can be captured."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        logits = self.network(x)
+        return logits if logits.sum().item() > -1e9 else -logits
+
+
+def test_what_cannot_be_compiled_runs_uncompiled_and_says_so_once(network, caplog):
+    recipe = InversionRecipe(iterations=4)
+    start, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    images = []
+    with inversion_objective(Uncompilable(network), recipe) as objective:
+        for gradient in (ObjectiveGradient(objective), ObjectiveGradient(objective, compiled_batch=8)):
+            images.append(optimise(start, labels, gradient, torch.Generator().manual_seed(0)).images)
+    assert torch.equal(images[0], images[1])
+    assert len([record for record in caplog.records if "cannot be compiled" in record.message]) == 1
+
+
+def test_compiling_is_for_long_jobs_only():
+    small, large = CifarResNet(8, width=4).eval(), CifarResNet(20).eval()
+    with inversion_objective(small, InversionRecipe()) as objective:
+        assert not worth_compiling(objective, torch.zeros(16, 3, 16, 16), iterations=200)
+    with inversion_objective(large, InversionRecipe()) as objective:
+        images = torch.zeros(256, 3, 32, 32)
+        assert not worth_compiling(objective, images, iterations=50)
+        assert worth_compiling(objective, images, iterations=8000)
+        assert all(not record for record in objective.records.values())
