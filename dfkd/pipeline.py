@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.recover import recover_student, reestimate_on
 from dfkd.dreams import DreamBank, DreamDataModule, Dreams
-from dfkd.errors import ConfigError
+from dfkd.errors import ConfigError, DfkdError
 from dfkd.evaluation.controls import noise_images
 from dfkd.evaluation.scores import Scores, accuracy, agreement, predict
 from dfkd.files import file_checksum, load_tensors, save_tensors
@@ -101,8 +101,17 @@ class Pipeline:
         """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""
         e = self.experiment
         model = e.build_model()
-        require_batch_norm(model)
+        e.inversion.weights_of(list(require_batch_norm(model)))
         check_model(model, e.spec)
+        if e.inversion.half_resolution_iterations:
+            channels, height, width = e.spec.image_shape
+            try:
+                check_model(model, replace(e.spec, image_shape=(channels, height // 2, width // 2)))
+            except DfkdError as error:
+                raise ConfigError(
+                    f"inversion.half_resolution_iterations must be 0 for this network, got "
+                    f"{e.inversion.half_resolution_iterations}: it does not work at half its input size. {error}"
+                ) from error
         if e.weights is not None:
             load_teacher_weights(model, e.weights, e.model_recipe)
         elif e.data is None:

@@ -93,7 +93,9 @@ def test_a_typo_inside_an_experiment_file_is_refused(text, message):
      ("stage=dreams", "stage must be one of"),
      ("model.depth=21", "depth must be 6n"),
      ("inversion.learning_rate=-1", r"inversion\.learning_rate must be above 0"),
-     ("trainer.precision=16", r"trainer\.precision must be one of")],
+     ("trainer.precision=16", r"trainer\.precision must be one of"),
+     ("trainer.compile=sometimes", r"trainer\.compile must be one of"),
+     ("trainer.dream_devices=0", r"trainer\.dream_devices must be 1 or more")],
 )  # fmt: skip
 def test_a_wrong_option_or_value_is_named(composed, override, message):
     with pytest.raises(DfkdError, match=message):
@@ -106,6 +108,12 @@ NO_BATCH_NORM = [
 ]  # fmt: skip
 
 
+TOO_SMALL = [
+    "model=vgg11_bn", "input.image_shape=[3,32,32]", "input.mean=[0,0,0]", "input.std=[1,1,1]", "data=none",
+    "teacher=given", "teacher.weights=w.pt",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [(NO_BATCH_NORM, "no batch-norm layer"),
@@ -115,7 +123,9 @@ NO_BATCH_NORM = [
      (["data=none"], "neither a trained teacher nor data"),
      (["data=image_folder"], r"data\.root"),
      (["distillation.batch_size=513"], r"distillation\.batch_size must be at most inversion\.num_images \(512\)"),
-     (["inversion.competition_weight=1"], r"inversion\.competition_weight is 1")],
+     (["inversion.competition_weight=1"], r"inversion\.competition_weight is 1"),
+     (["inversion.layer_weights=[1,2]"], r"inversion\.layer_weights must be .*one weight for each .* 19 batch-norm"),
+     ([*TOO_SMALL, "inversion.half_resolution_iterations=5"], r"half_resolution_iterations must be 0")],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_any_work(composed, overrides, message, tmp_path):
     with pytest.raises(DfkdError, match=message):
@@ -141,3 +151,21 @@ def test_every_option_of_a_recipe_is_documented():
         documented = " ".join(cls.__doc__ or "" for cls in recipe.__mro__)
         for option in recipe.__dataclass_fields__:
             assert f"{option}:" in documented, f"{recipe.__name__}.{option}"
+
+
+# METHOD's settings: batch, iterations (half and full resolution), learning rate, betas, a_f, jitter.
+PUBLISHED = {
+    "cifar10_paper": (256, 0, 2000, 0.05, (0.9, 0.999), 10, 2),
+    "cifar10_clean": (256, 0, 2000, 0.1, (0.9, 0.999), 10, 2),
+    "imagenet_paper": (152, 0, 20000, 0.05, (0.9, 0.999), 0.01, 30),
+    "imagenet_multiresolution": (84, 2000, 1000, 0.25, (0.5, 0.9), 0.01, 30),
+    "ppr": (32, 0, 200, 0.05, (0.9, 0.999), 10, 32),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_settings_are_there_by_name(composed, name):
+    recipe = make_experiment(composed(*GIVEN, "model=resnet20", f"inversion={name}")).inversion
+    steps = recipe.batch_size, recipe.half_resolution_iterations, recipe.iterations
+    adam = recipe.learning_rate, (recipe.beta1, recipe.beta2)
+    assert (*steps, *adam, recipe.feature_weight, recipe.jitter) == PUBLISHED[name]

@@ -99,11 +99,11 @@ class InversionObjective:
         recipe = self.recipe
         terms = {}
         if "tv_l2" in self.weights:
-            terms["tv_l2"] = losses.total_variation_l2(images, recipe.prior_norm)
+            terms["tv_l2"] = losses.total_variation_l2(images, recipe.tv_l2_norm)
         if "tv_l1" in self.weights:
             terms["tv_l1"] = losses.total_variation_l1(images, recipe.tv_l1_reduction)
         if "l2" in self.weights:
-            terms["l2"] = losses.image_l2(images, recipe.prior_norm)
+            terms["l2"] = losses.image_l2(images, recipe.l2_norm)
         return terms
 
     def summed(self, terms: Terms) -> Terms:

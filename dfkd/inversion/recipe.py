@@ -37,7 +37,8 @@ class InversionRecipe:
         tv_l1_weight: weight of TV_l1.
         tv_l1_reduction: `mean` of the differences (DI), or their `sum` (PPR).
         l2_weight: weight of the image norm.
-        prior_norm: `batch` for norms over the whole batch (published form), `image` for the mean of per-image norms.
+        tv_l2_norm: `batch` for norms over the whole batch (published form), `image` for the mean of per-image norms.
+        l2_norm: the same of the image norm: `batch` as published for CIFAR, `image` as published for ImageNet.
         competition_weight: a_c, weight of R_compete; above 0 it needs a student to compete with.
         competition_temperature: softmax temperature within R_compete.
         jitter: largest circular shift in pixels, new at every iteration.
@@ -65,7 +66,8 @@ class InversionRecipe:
     tv_l1_weight: float = 0.0
     tv_l1_reduction: str = "mean"
     l2_weight: float = 0.0
-    prior_norm: str = "batch"
+    tv_l2_norm: str = "batch"
+    l2_norm: str = "batch"
     competition_weight: float = 0.0
     competition_temperature: float = 3.0
     jitter: int = 2
@@ -91,7 +93,8 @@ class InversionRecipe:
             require(0 <= getattr(self, option) < 1, f"inversion.{option}", getattr(self, option), "in [0, 1)")
         require(self.schedule in SCHEDULES, "inversion.schedule", self.schedule, f"one of {SCHEDULES}")
         require(self.label_loss in LABEL_LOSSES, "inversion.label_loss", self.label_loss, f"one of {LABEL_LOSSES}")
-        require(self.prior_norm in NORMS, "inversion.prior_norm", self.prior_norm, f"one of {NORMS}")
+        for option in ("tv_l2_norm", "l2_norm"):
+            require(getattr(self, option) in NORMS, f"inversion.{option}", getattr(self, option), f"one of {NORMS}")
         allowed = f"one of {REDUCTIONS}"
         require(self.tv_l1_reduction in REDUCTIONS, "inversion.tv_l1_reduction", self.tv_l1_reduction, allowed)
         weights = list(self.layer_weights)

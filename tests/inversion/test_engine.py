@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -132,10 +134,11 @@ def test_a_batch_norm_used_twice_is_compared_with_the_mean_of_its_uses():
 @pytest.mark.parametrize(
     ("option", "value"),
     [("num_images", 0), ("iterations", 0), ("learning_rate", 0.0), ("beta1", 1.0), ("label_loss", "hinge"),
-     ("prior_norm", "mean"), ("feature_weight", -1.0), ("num_held_out", -1)],
+     ("tv_l2_norm", "mean"),
+     ("tv_l1_reduction", "max"), ("layer_weights", [-1.0]), ("feature_weight", -1.0), ("num_held_out", -1)],
 )  # fmt: skip
 def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
-    with pytest.raises(ConfigError, match=rf"inversion\.{option} must be .*got {value!r}"):
+    with pytest.raises(ConfigError, match=rf"inversion\.{option} must be .*got {re.escape(repr(value))}"):
         InversionRecipe(**{option: value})
 
 

@@ -42,7 +42,7 @@ TERMS = {
     "tv_l1": recipe(tv_l1_weight=1.0),
     "tv_l2": recipe(tv_l2_weight=1.0),
     "l2_batch": recipe(l2_weight=1.0),
-    "l2_per_image_mean": recipe(l2_weight=1.0, prior_norm="image"),
+    "l2_per_image_mean": recipe(l2_weight=1.0, l2_norm="image"),
     "compete": recipe(competition_weight=1.0),
     "total_cifar_adi": recipe(
         label_weight=1.0, feature_weight=10.0, tv_l2_weight=2.5e-5, l2_weight=3e-8, competition_weight=10.0
