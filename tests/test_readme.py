@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from inversion_step import table
 
 from dfkd import config
 from dfkd.reporting.result import summary, table_rows
@@ -50,3 +51,14 @@ def test_the_map_and_the_pictures_name_what_is_there():
         assert (ROOT / name).exists(), name
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_the_benchmark_pages_are_those_of_the_recorded_results():
+    results = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert page == table(results)
+    speed = README.split("## The inversion engine")[1].split("\n## ")[0]
+    rows = [line for line in speed.splitlines() if line.startswith("| ")]
+    assert len(rows) >= 6 and all(row in page for row in rows)
+    sentences = [line for line in page.splitlines() if line.startswith(("resnet20 at batch 256", "Peak memory"))]
+    assert len(sentences) == 2 and all(line in speed.replace("\n", " ") for line in sentences)
