@@ -17,10 +17,11 @@ from dfkd.inversion.objective import InversionObjective, Terms
 log = logging.getLogger(__name__)
 
 # What `auto` is based on, measured on a 2-core CPU with ResNet-20 at batch 256 (`make bench`): compiling saves about a
-# quarter of the time and costs about two seconds per batch-norm layer. Rates are in operations per second.
+# quarter of the time and costs about two seconds per batch-norm layer. Rates are in operations per second. They know
+# nothing of the machine's threads, so that the decision is the same however many processes share them.
 COMPILE_SECONDS_PER_LAYER = 2.0
 SHARE_SAVED = 0.25
-CPU_RATE_PER_THREAD = 3.5e10
+CPU_RATE = 7e10
 GPU_RATE = 1e13
 
 
@@ -141,7 +142,7 @@ def worth_compiling(objective: InversionObjective, images: Tensor, iterations: i
     with torch.no_grad(), objective.recorded(), FlopCounterMode(display=False) as counter:
         objective.teacher(images[:1])
     operations = 2 * counter.get_total_flops() * len(images) * iterations  # forward, and back to the images
-    rate = CPU_RATE_PER_THREAD * torch.get_num_threads() if images.device.type == "cpu" else GPU_RATE
+    rate = CPU_RATE if images.device.type == "cpu" else GPU_RATE
     return SHARE_SAVED * operations / rate > COMPILE_SECONDS_PER_LAYER * len(objective.layers)
 
 

@@ -138,10 +138,8 @@ def inversion_objective(
         )
     with ExitStack() as stack:
         stack.enter_context(frozen(teacher, student))
-        # In single precision on a GPU, convolutions of the usual format are the faster ones.
-        if not next(teacher.parameters()).is_cuda or torch.is_autocast_enabled("cuda"):
-            for model in (teacher, student):
-                if model is not None:
-                    stack.enter_context(channels_last(model))
+        for model in (teacher, student):
+            if model is not None:
+                stack.enter_context(channels_last(model))
         records = stack.enter_context(batch_statistics(teacher)) if recipe.feature_weight else {}
         yield InversionObjective(teacher, recipe, records, student)
