@@ -79,11 +79,7 @@ class ObjectiveGradient:
         return _differentiate(self.objective, images, labels)
 
     def _in_parts(self, images: Tensor, labels: Tensor) -> tuple[Terms, Tensor]:
-        """A forward without gradients collects the batch's statistics; a second one sends their gradient back.
-
-        R_feature depends on the statistics of the whole batch, so its gradient is that of the linear function
-        `g_mean . mean + g_variance . E[(x - batch mean)^2]`, which is a sum over parts.
-        """
+        """A forward without gradients collects the batch's statistics; a second one sends their gradient back."""
         parts = list(zip(images.chunk(self.parts), labels.chunk(self.parts), strict=True))
         shares = [len(part) / len(images) for part, _ in parts]
         with torch.no_grad():
@@ -92,40 +88,51 @@ class ObjectiveGradient:
             name: [_pooled([part[name][use] for part in collected], shares) for use in range(len(record))]
             for name, record in collected[0].items()
         }
-        leaves = [leaf for record in statistics.values() for pair in record for leaf in pair]
         terms: Terms = {}
         slopes: list[Tensor] = []
+        leaves = [leaf for record in statistics.values() for pair in record for leaf in pair]
         if leaves:
-            distance = self.objective.feature_distance(statistics)
-            found = torch.autograd.grad(self.objective.weights["feature"] * distance, leaves, allow_unused=True)
-            slopes = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
-            terms["feature"] = distance.detach()
+            terms["feature"] = self.objective.feature_distance(statistics)
+            feature = self.objective.weights["feature"] * terms["feature"]
+            slopes = list(torch.autograd.grad(feature, leaves, materialize_grads=True))
 
         gradients = []
-        sums: Terms = {}
         for (part, part_labels), share in zip(parts, shares, strict=True):
-            leaf = part.detach().requires_grad_(True)
-            with self.objective.recorded() as records:
-                image_terms = self.objective.image_terms(leaf, part_labels)
-                pairs = [pair for record in records.values() for pair in record]
-            surrogate = [self.objective.weights[name] * value for name, value in image_terms.items()]
-            for index, (mean, variance) in enumerate(pairs):
-                whole_mean = leaves[2 * index].detach()
-                surrogate.append(slopes[2 * index] @ mean)
-                surrogate.append(slopes[2 * index + 1] @ (variance + (mean - whole_mean).square()))
-            (gradient,) = torch.autograd.grad(share * torch.stack(surrogate).sum(), leaf)
+            image_terms, gradient = self._part(part, part_labels, share, leaves, slopes)
             gradients.append(gradient)
             for name, value in image_terms.items():
-                sums[name] = sums.get(name, 0) + share * value.detach()
+                terms[name] = terms.get(name, 0) + share * value
+        gradient = torch.cat(gradients)
 
         leaf = images.detach().requires_grad_(True)
         priors = self.objective.priors(leaf)
-        gradient = torch.cat(gradients)
         if priors:
             (prior_gradient,) = torch.autograd.grad(self.objective.summed(priors)["total"], leaf)
             gradient = gradient + prior_gradient
-        values = sums | terms | {name: value.detach() for name, value in priors.items()}
-        return self.objective.summed(values), gradient
+        detached = {name: value.detach() for name, value in (terms | priors).items()}
+        return self.objective.summed(detached), gradient
+
+    def _part(
+        self, images: Tensor, labels: Tensor, share: float, leaves: list[Tensor], slopes: list[Tensor]
+    ) -> tuple[Terms, Tensor]:
+        """The image terms of a part, and the gradient to its images of all terms but the priors.
+
+        R_feature depends on the statistics of the whole batch, so its gradient is that of the linear function
+        `g_mean . mean + g_variance . E[(x - batch mean)^2]`, which is a sum over parts. Means and variances of the
+        batch, and their slopes, alternate in `leaves` and `slopes`.
+        """
+        leaf = images.detach().requires_grad_(True)
+        with self.objective.recorded() as records:
+            image_terms = self.objective.image_terms(leaf, labels)
+            pairs = [pair for record in records.values() for pair in record]
+        summands = [self.objective.weights[name] * value for name, value in image_terms.items()]
+        for (mean, variance), batch_mean, g_mean, g_variance in zip(
+            pairs, leaves[::2], slopes[::2], slopes[1::2], strict=True
+        ):
+            summands.append(g_mean @ mean)
+            summands.append(g_variance @ (variance + (mean - batch_mean.detach()).square()))
+        (gradient,) = torch.autograd.grad(share * torch.stack(summands).sum(), leaf)
+        return {name: value.detach() for name, value in image_terms.items()}, gradient
 
     def _statistics(self, images: Tensor) -> dict[str, list[tuple[Tensor, Tensor]]]:
         with self.objective.recorded() as records:
