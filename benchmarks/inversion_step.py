@@ -13,6 +13,7 @@ plot to `docs/images/benchmarks.png`.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
@@ -166,9 +167,10 @@ def _measure_memory(way: str, name: str, batch: int, pixels: int, device: str) -
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        elif way == "compiled":
+        else:
             work()  # the compiler's own memory is not the step's
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the highest so far
+            ctypes.CDLL(None).malloc_trim(0)  # what it freed goes back to the system
+            Path("/proc/self/clear_refs").write_text("5")  # which forgets the highest so far
         base = _resident("VmRSS")
         for _ in range(3):
             work()
@@ -256,8 +258,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# Seconds of an inversion step",
         "",
-        f"Written by `make bench`; medians, all ways in turn in one process. {machine}. How each way is defined stands",
-        "in `benchmarks/inversion_step.py`, the published formulation in `benchmarks/published.py`.",
+        f"Written by `make bench`; medians, all ways in turn in one process. {machine}.",
+        "`benchmarks/inversion_step.py` defines the ways, `benchmarks/published.py` the published formulation.",
         "",
         "| network | batch | pixels | " + " | ".join(WAYS) + " | published / eager | published / compiled |",
         "|---|---|---|" + "---|" * (len(WAYS) + 2),
@@ -273,8 +275,9 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"{first['network']} at batch {first['batch']}, compiled: {over[WAYS[3]]:.2f} times the network without batch "
-        f"norm, {over[WAYS[4]]:.2f} times its convolutions alone. Compiling took "
-        f"{first['first_step_seconds']['compiled']:.0f} s, once.",
+        f"norm, {over[WAYS[4]]:.2f} times its convolutions alone. The first "
+        f"compiled step took {first['first_step_seconds']['compiled']:.0f} s; it takes several times as long where "
+        "PyTorch has not compiled the same before.",
         "",
         f"Peak memory that a step adds, {first['network']} at batch {first['batch']}: {memory}.",
         "",
