@@ -257,3 +257,19 @@ def test_compiling_is_for_long_jobs_only():
         assert not worth_compiling(objective, images, iterations=50)
         assert worth_compiling(objective, images, iterations=8000)
         assert all(not record for record in objective.records.values())
+
+
+def test_the_memory_format_of_the_gradient_does_not_matter(network):
+    # Compiled code may give a channels-last gradient for images of the usual format; fused Adam would mix them up.
+    class ChannelsLast(ObjectiveGradient):
+        def __call__(self, images, labels):
+            terms, gradient = super().__call__(images, labels)
+            return terms, gradient.contiguous(memory_format=torch.channels_last)
+
+    start, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    with inversion_objective(network, InversionRecipe(iterations=5)) as objective:
+        images = [
+            optimise(start, labels, kind(objective), torch.Generator().manual_seed(0)).images
+            for kind in (ObjectiveGradient, ChannelsLast)
+        ]
+    assert torch.equal(images[0], images[1])
