@@ -50,13 +50,13 @@ class InversionRecipe:
     num_images: int = 1024
     num_held_out: int = 128
     batch_size: int = 256
-    iterations: int = 200
+    iterations: int = 150
     half_resolution_iterations: int = 0
-    learning_rate: float = 0.2
+    learning_rate: float = 0.3
     schedule: str = "cosine"
     warmup_iterations: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float = 0.8
+    beta2: float = 0.99
     label_loss: str = "cross_entropy"
     label_weight: float = 1.0
     feature_weight: float = 10.0

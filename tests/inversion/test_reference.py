@@ -32,7 +32,8 @@ def reference(shared):
 
 def recipe(**changes) -> InversionRecipe:
     zero = {"label_weight": 0.0, "feature_weight": 0.0, "tv_l2_weight": 0.0}
-    return InversionRecipe(**{**zero, "schedule": "constant", "jitter": 0, "flip": False, "clip": False, **changes})
+    plain = {"schedule": "constant", "beta1": 0.9, "beta2": 0.999, "jitter": 0, "flip": False, "clip": False}
+    return InversionRecipe(**{**zero, **plain, **changes})
 
 
 TERMS = {
