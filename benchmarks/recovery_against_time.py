@@ -47,7 +47,12 @@ SETTINGS = {
     "default": {},
     "usual_betas": {"learning_rate": 0.2, "beta1": 0.9, "beta2": 0.999},
     "paper": {
-        "learning_rate": 0.05, "beta1": 0.9, "beta2": 0.999, "schedule": "constant", "l2_weight": 3e-8, "clip": False,
+        "learning_rate": 0.05,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "schedule": "constant",
+        "l2_weight": 3e-8,
+        "clip": False,
     },
 }
 
