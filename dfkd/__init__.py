@@ -7,5 +7,6 @@
 
 from dfkd.api import invert, prune, recover
 from dfkd.dreams import Dreams
+from dfkd.models.student_file import load_student
 
-__all__ = ["Dreams", "invert", "prune", "recover"]
+__all__ = ["Dreams", "invert", "load_student", "prune", "recover"]

@@ -36,7 +36,7 @@ def matched_features(teacher: nn.Module, student: nn.Module) -> Iterator[list[Te
     """Within the context, a forward of the teacher and then one of the student fill the list that is given.
 
     It gets one `feature_error` per use of a batch-norm layer, between the outputs of the two networks' layers of the
-    same name. No hook stays on the models.
+    same name, where filters were pruned on the channels that are left. No hook stays on the models.
 
     Raises:
         ConfigError: the networks' batch-norm layers have different names.
@@ -54,7 +54,10 @@ def matched_features(teacher: nn.Module, student: nn.Module) -> Iterator[list[Te
     # An in-place activation may overwrite a layer's output right after the hook: the teacher's is copied, the
     # student's is compared on the spot.
     def keep(name: str):
-        return lambda _module, _inputs, output: expected[name].append(output.detach().clone())
+        channels = getattr(student_layers[name], "teacher_channels", None)  # filter pruning leaves some of them
+        if channels is None:
+            return lambda _module, _inputs, output: expected[name].append(output.detach().clone())
+        return lambda _module, _inputs, output: expected[name].append(output.detach()[:, channels.to(output.device)])
 
     def compare(name: str):
         return lambda _module, _inputs, output: errors.append(feature_error(output, expected[name].pop(0)))

@@ -39,6 +39,12 @@ def batch_norm_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def teacher_channels(layer: nn.Module) -> Tensor:
+    """The channels (C,) of the teacher's layer of the same name that a student's batch-norm layer still has."""
+    kept = getattr(layer, "teacher_channels", None)
+    return torch.arange(len(running_statistics(layer)[0])) if kept is None else kept
+
+
 def require_batch_norm(model: nn.Module, role: str = "teacher") -> dict[str, nn.Module]:
     """`batch_norm_layers(model)`.
 

@@ -1,6 +1,23 @@
-"""Pruning: which weights a network can do without, and keeping them at zero afterwards."""
+"""Pruning: which weights or filters a network can do without, and keeping weights at zero afterwards."""
 
-from dfkd.pruning.magnitude import prune_by_global_magnitude
+from dfkd.pruning.filters import prune_filters, prune_filters_by_taylor
+from dfkd.pruning.n_of_m import prune_n_of_m
 from dfkd.pruning.sparsity import layer_sparsity, sparsity
+from dfkd.pruning.unstructured import (
+    prune_at_random,
+    prune_by_global_magnitude,
+    prune_by_layer_adaptive_magnitude,
+    prune_by_layer_magnitude,
+)
 
-__all__ = ["layer_sparsity", "prune_by_global_magnitude", "sparsity"]
+__all__ = [
+    "layer_sparsity",
+    "prune_at_random",
+    "prune_by_global_magnitude",
+    "prune_by_layer_adaptive_magnitude",
+    "prune_by_layer_magnitude",
+    "prune_filters",
+    "prune_filters_by_taylor",
+    "prune_n_of_m",
+    "sparsity",
+]

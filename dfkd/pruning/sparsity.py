@@ -55,6 +55,11 @@ def sparsity(model: nn.Module) -> float:
     return sum(layer.zeros for layer in layers) / sum(layer.weights for layer in layers)
 
 
+def nonzero_weights(model: nn.Module) -> int:
+    """Number of prunable weights that are not zero."""
+    return sum(int(weight.count_nonzero()) for weight in prunable_weights(model).values())
+
+
 class FixedZeros:
     """Keeps the weights that are zero now at zero: call it after every optimiser step.
 

@@ -15,7 +15,8 @@ from dfkd.distillation.losses import feature_error, matched_features
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamDataModule, Dreams
 from dfkd.errors import ConfigError, TrainingError
-from dfkd.pruning import sparsity
+from dfkd.models import batch_norm_layers
+from dfkd.pruning import prune_filters, sparsity
 from dfkd.training.fit import TrainerOptions
 
 CPU = TrainerOptions(accelerator="cpu")
@@ -43,6 +44,18 @@ def test_the_feature_error_is_in_units_of_the_teachers_variance():
     teacher = torch.randn(64, 8, 4, 4)
     assert feature_error(teacher, teacher) == 0
     torch.testing.assert_close(feature_error(5 * teacher, 5 * teacher + 1), feature_error(teacher, teacher + 0.2))
+
+
+def test_a_student_with_fewer_filters_is_compared_on_the_channels_it_kept(teacher):
+    student = copy.deepcopy(teacher)
+    prune_filters(student, 0.3, (1, 8, 8))
+    with matched_features(teacher, student) as errors, torch.no_grad():
+        teacher(x := torch.randn(4, 1, 8, 8))
+        student(x)
+    first_block = list(batch_norm_layers(teacher)).index("layer1.0.bn1")
+    assert student.layer1[0].bn1.num_features < 4
+    assert errors[first_block].item() == pytest.approx(0, abs=1e-10)  # its input is still the teacher's
+    assert max(error.item() for error in errors) > 0
 
 
 def test_features_are_compared_before_an_in_place_activation_overwrites_them():
