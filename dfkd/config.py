@@ -23,8 +23,6 @@ from dfkd.inversion.recipe import InversionRecipe
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.teacher import TeacherRecipe
 
-STAGES = ("teacher", "prune", "dream", "recover", "evaluate")
-
 # What says where to run and what to show, but not what comes out.
 NOT_HASHED = ("hydra", "run_dir", "store", "stage", "logger", "trainer")
 
@@ -61,6 +59,7 @@ class Schema:
     teacher: TeacherNode = field(default_factory=TeacherNode)
     data: dict[str, Any] = MISSING
     pruning: dict[str, Any] = MISSING
+    rounds: int = 1
     inversion: InversionRecipe = field(default_factory=InversionRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)

@@ -1,11 +1,13 @@
-"""The main job: teacher -> prune -> dream -> recover -> evaluate, each stage's product an artifact in the store.
+"""The main job: teacher -> dream -> prune -> recover -> evaluate, each stage's product an artifact in the store.
 
 Real images are reachable in two stages only: `teacher` (to train one) and `evaluate` (scores and the real-data
-control). `prune`, `dream` and `recover` are given networks and dreams.
+control). `dream`, `prune` and `recover` are given networks and dreams.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -23,14 +25,16 @@ from dfkd.dreams import DreamBank, DreamDataModule, Dreams
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.evaluation.controls import noise_images
 from dfkd.evaluation.scores import Scores, accuracy, agreement, predict
-from dfkd.files import file_checksum, load_tensors, save_tensors
+from dfkd.files import file_checksum, save_tensors
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.plan import plan_batches
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
+from dfkd.models.cost import multiply_adds, parameters
 from dfkd.models.input_spec import InputSpec, check_model
-from dfkd.models.weights import load_state, load_teacher_weights
-from dfkd.pruning.sparsity import sparsity
+from dfkd.models.student_file import load_student, save_student
+from dfkd.models.weights import load_teacher_weights
+from dfkd.pruning.sparsity import nonzero_weights
 from dfkd.real_data import Purpose, RealImages
 from dfkd.real_data.datamodule import RealDataModule, random_subset
 from dfkd.seeding import derive_seed
@@ -42,7 +46,7 @@ from dfkd.training.teacher import TeacherRecipe, TeacherTraining
 
 log = logging.getLogger(__name__)
 
-STAGES = ("teacher", "prune", "dream", "recover", "evaluate")
+STAGES = ("teacher", "dream", "prune", "recover", "evaluate")
 WEIGHTS = "weights.safetensors"
 
 
@@ -58,12 +62,16 @@ class Experiment:
         model_recipe: what `build_model` makes, as plain JSON.
         weights: the teacher's weights: a file, `torchvision:NAME`, or None to train it.
         training: how to train the teacher, where it has no weights.
-        prune: prunes a network in place.
+        prune: prunes a network in place. Where it has an argument of this name it is given `teacher`, or `dreams` as
+            images (N, C, H, W).
         pruning_recipe: what `prune` does, as plain JSON.
+        rounds: of pruning and recovery. With more than one, `prune` has an argument `amount`, which rises to the
+            recipe's over the rounds; each recovery continues from the last one's student.
         inversion: how to dream.
         distillation: how to recover.
         data: the real images, or None.
         options: where and how precisely to compute.
+        choices: names of the configuration's choices by group, for tables.
     """
 
     name: str
@@ -73,12 +81,14 @@ class Experiment:
     model_recipe: dict[str, Any]
     weights: str | None
     training: TeacherRecipe
-    prune: Callable[[nn.Module], None]
+    prune: Callable[..., None]
     pruning_recipe: dict[str, Any]
     inversion: InversionRecipe
     distillation: DistillationRecipe
+    rounds: int = 1
     data: RealImages | None = None
     options: TrainerOptions = field(default_factory=TrainerOptions)
+    choices: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,7 +129,12 @@ class Pipeline:
                 "teacher.weights is null and data=none: there is neither a trained teacher nor data to train one on. "
                 "Give teacher.weights=FILE, or a data group."
             )
-        e.prune(model)
+        self._prune_network(copy.deepcopy(model), model, torch.randn(8, *e.spec.image_shape))
+        if e.rounds > 1 and "amount" not in e.pruning_recipe:
+            raise ConfigError(
+                f"rounds must be 1 with pruning._target_={e.pruning_recipe.get('_target_')}, got {e.rounds}: it has no "
+                "amount that could rise from round to round."
+            )
         if e.inversion.competition_weight:
             raise ConfigError(
                 f"inversion.competition_weight is {e.inversion.competition_weight}, but the dreams of this pipeline "
@@ -178,17 +193,6 @@ class Pipeline:
 
         self._obtain("teacher", "teacher", recipe, make)
 
-    def _prune(self) -> None:
-        recipe = {"teacher": self.artifacts["teacher"].key, "pruning": self.experiment.pruning_recipe}
-
-        def make(directory: Path) -> dict[str, Any]:
-            student = self.network("teacher")
-            self.experiment.prune(student)
-            save_tensors(directory / WEIGHTS, student.state_dict())
-            return {"sparsity": sparsity(student)}
-
-        self._obtain("prune", "pruned", recipe, make)
-
     def _dream(self) -> None:
         e = self.experiment
         recipe = {
@@ -208,6 +212,9 @@ class Pipeline:
             return {"teacher_accuracy": dreams.teacher_accuracy if targeted else None, "history": history}
 
         self._obtain("dream", "dreams", recipe, make)
+
+    def _prune(self) -> None:
+        self._prune_from("prune", "teacher")
 
     def _recover(self) -> None:
         self._recover_on("recover", {"dreams": self.artifacts["dream"].key}, lambda: self._stream(self.dreams()))
@@ -242,9 +249,7 @@ class Pipeline:
         """The network of the artifact made by a stage or control."""
         with torch.random.fork_rng():
             model = self.experiment.build_model()
-        path = self.artifacts[artifact].directory / WEIGHTS
-        load_state(model, load_tensors(path)[0], str(path))
-        return model.eval()
+        return load_student(self.artifacts[artifact].directory / WEIGHTS, model)
 
     def dreams(self) -> Dreams:
         """The dreams, training and held-out."""
@@ -252,15 +257,61 @@ class Pipeline:
         count = len(plan_batches(e.inversion, e.spec.num_classes, e.seed))
         return DreamBank(self.artifacts["dream"].directory).load(count, e.inversion.num_held_out)[0]
 
+    def _prune_from(self, name: str, before: str, **changes: float) -> None:
+        e = self.experiment
+        recipe = {"network": self.artifacts[before].key, "pruning": e.pruning_recipe | changes}
+        if _takes(e.prune, "teacher"):
+            recipe["teacher"] = self.artifacts["teacher"].key
+        if _takes(e.prune, "dreams"):
+            recipe["dreams"] = self.artifacts["dream"].key
+
+        def make(directory: Path) -> dict[str, Any]:
+            student = self.network(before)
+            images = self.dreams().training.images if _takes(e.prune, "dreams") else None
+            self._prune_network(student, self.network("teacher"), images, **changes)
+            save_student(directory / WEIGHTS, student)
+            return self._size(student)
+
+        self._obtain(name, "pruned", recipe, make)
+
+    def _prune_network(self, model: nn.Module, teacher: nn.Module, dreams: Tensor | None, **changes: float) -> None:
+        prune = self.experiment.prune
+        given = {name: value for name, value in (("teacher", teacher), ("dreams", dreams)) if _takes(prune, name)}
+        prune(model, **given, **changes)
+
+    def _size(self, student: nn.Module) -> dict[str, Any]:
+        """What is left of the teacher in `student`; `sparsity` is the share of its prunable weights that is gone."""
+        shape = self.experiment.spec.image_shape
+        return {
+            "sparsity": 1 - nonzero_weights(student) / nonzero_weights(self.network("teacher")),
+            "parameters": parameters(student),
+            "multiply_adds": multiply_adds(student, shape),
+        }
+
     def _stream(self, dreams: Dreams) -> DreamDataModule:
         recipe = self.experiment.distillation
         return DreamDataModule(dreams, recipe.batch_size, recipe.updates, self.experiment.seed)
 
     def _recover_on(self, name: str, images: dict[str, Any], make_data: Callable[[], SeededDataModule]) -> None:
         e = self.experiment
+        student = "prune"
+        if e.rounds > 1:
+            before = "teacher"
+            for done, amount in enumerate(rising_amounts(e.pruning_recipe["amount"], e.rounds), start=1):
+                student = f"{name}_pruned_{done}"
+                self._prune_from(student, before, amount=amount)
+                if done < e.rounds:
+                    before = f"{name}_{done}"
+                    self._distil(before, student, images, make_data)
+        self._distil(name, student, images, make_data)
+
+    def _distil(
+        self, name: str, student: str, images: dict[str, Any], make_data: Callable[[], SeededDataModule]
+    ) -> None:
+        e = self.experiment
         recipe = {
             "teacher": self.artifacts["teacher"].key,
-            "student": self.artifacts["prune"].key,
+            "student": self.artifacts[student].key,
             "images": images,
             "distillation": asdict(e.distillation),
             "seed": e.seed,
@@ -268,13 +319,13 @@ class Pipeline:
         }
 
         def make(directory: Path) -> dict[str, Any]:
-            student = self.network("prune")
+            network = self.network(student)
             history = recover_student(
-                student, self.network("teacher"), make_data(), e.distillation, e.seed, directory, e.options,
+                network, self.network("teacher"), make_data(), e.distillation, e.seed, directory, e.options,
                 self.loggers, name,
             )  # fmt: skip
-            save_tensors(directory / WEIGHTS, student.state_dict())
-            return {"sparsity": sparsity(student), "history": history}
+            save_student(directory / WEIGHTS, network)
+            return {**self._size(network), "history": history}
 
         self._obtain(name, "recovered", recipe, make)
 
@@ -318,3 +369,12 @@ def _data(experiment: Experiment) -> RealImages:
     if experiment.data is None:
         raise ConfigError("data=none: this step needs real images.")
     return experiment.data
+
+
+def _takes(prune: Callable[..., None], argument: str) -> bool:
+    return argument in inspect.signature(prune).parameters
+
+
+def rising_amounts(amount: float, rounds: int) -> list[float]:
+    """The amount pruned by the end of each round: amount (1 - (1 - r / rounds)^3) (Zhu and Gupta 2017)."""
+    return [amount * (1 - (1 - done / rounds) ** 3) for done in range(1, rounds)] + [amount]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,9 @@ from conftest import QUIET, TINY, command
 from safetensors.torch import load_file
 from torch import nn
 
+import dfkd
 from dfkd.models import CifarResNet
+from dfkd.pipeline import rising_amounts
 from dfkd.reporting.runs import load_runs
 
 
@@ -63,7 +67,7 @@ def test_the_result_holds_what_it_promises(finished):
         "teacher_accuracy": result["dreams"]["teacher_accuracy"]
     }
     assert {"teacher", "prune", "dream", "recover", "evaluate", "total"} <= set(result["timing"])
-    assert result["environment"]["torch"] == torch.__version__.split("+")[0] or result["environment"]["torch"]
+    assert result["environment"]["torch"] == version("torch")
     assert result["environment"]["device"] == "cpu"
 
 
@@ -231,9 +235,51 @@ def test_a_failing_job_of_a_sweep_says_so_and_the_others_finish(tmp_path):
         assert "there is no file none.pt" in path.read_text()
 
 
+@pytest.mark.parametrize("criterion", ["filters", "filters_taylor"])
+def test_a_student_with_fewer_filters_is_recovered_and_its_file_builds_it(finished, tmp_path, criterion):
+    shutil.copytree(finished / "artifacts", tmp_path / "artifacts")
+    options = [*(option for option in TINY if not option.startswith("pruning")), f"pruning={criterion}"]
+    command([*options, "run_dir=run"], tmp_path)
+    before, after = result_of(finished), result_of(tmp_path)
+    assert {"teacher", "dream"} <= set(after["reused"])
+    teacher_cost = before["recovered"]["multiply_adds"]  # single zeros cost as much as any weight
+    assert 0.5 * teacher_cost < after["recovered"]["multiply_adds"] <= 0.7 * teacher_cost
+    assert after["recovered"]["parameters"] < before["recovered"]["parameters"]
+    assert 0 < after["pruned"]["sparsity"] < 1
+    student = dfkd.load_student(tmp_path / "run" / "student.safetensors", CifarResNet(8, in_channels=1, width=8))
+    assert sum(p.numel() for p in student.parameters()) == after["recovered"]["parameters"]
+    assert student(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_in_rounds_the_amount_rises_and_each_recovery_continues_from_the_last(finished, tmp_path):
+    shutil.copytree(finished / "artifacts", tmp_path / "artifacts")
+    command([*TINY, "rounds=3", "run_dir=run"], tmp_path)
+    result = result_of(tmp_path)
+    assert result["recovered"]["sparsity"] == pytest.approx(0.9, abs=1e-3)
+    assert result["pruned"] == result_of(finished)["pruned"]  # what pruning at once leaves stays the yardstick
+    assert rising_amounts(0.9, 3) == pytest.approx([0.9 * (1 - 8 / 27), 0.9 * (1 - 1 / 27), 0.9])
+    for chain in ("recover", "noise", "real"):
+        sparsities = []
+        for done in (1, 2, 3):
+            pruned = tmp_path / "artifacts" / result["artifacts"][f"{chain}_pruned_{done}"]
+            sparsities.append(json.loads((pruned / "artifact.json").read_text())["notes"]["sparsity"])
+        assert sparsities == pytest.approx(rising_amounts(0.9, 3), abs=2e-3)
+        last = json.loads(
+            (tmp_path / "artifacts" / result["artifacts"][f"{chain}_pruned_3"] / "artifact.json").read_text()
+        )
+        assert f"recovered/{last['recipe']['network']}" == result["artifacts"][f"{chain}_2"]
+
+
+def test_rounds_need_an_amount_that_can_rise(tmp_path):
+    options = [option for option in TINY if not option.startswith("pruning")]
+    done = command([*options, "pruning=two_of_four", "rounds=2"], tmp_path, check=False)
+    assert done.returncode and "rounds must be 1 with pruning._target_=dfkd.pruning.prune_n_of_m, got 2" in done.stderr
+    assert not (tmp_path / "artifacts" / "teacher").exists()
+
+
 def test_stages_stop_where_they_are_told(tmp_path):
     command([*TINY, "stage=dream", "run_dir=run"], tmp_path)
-    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"teacher", "pruned", "dreams"}
+    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"teacher", "dreams"}
     assert not (tmp_path / "run" / "result.json").exists()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dfkd.pipeline import Pipeline
+from dfkd.pipeline import STAGES, Pipeline
+from dfkd.store import Artifact
 from dfkd.training.progress import duration
 
 # Names of the table's rows and the bars of recovery.png, in order.
@@ -34,16 +35,19 @@ def build_result(pipeline: Pipeline, scores: dict[str, dict[str, float | None]])
     artifacts = pipeline.artifacts
     dreams = artifacts["dream"].notes
     mark = {name: scores.get(name, {"accuracy": None, "agreement": None}) for name in NETWORKS}
-    stages = {name: round(artifacts[name].seconds, 2) for name in ("teacher", "prune", "dream", "recover")}
-    controls = sum(artifacts[name].seconds for name in ("noise", "real") if name in artifacts)
-    stages |= {"controls": round(controls, 2), "evaluate": round(artifacts["evaluate"].seconds, 2)}
+    stages = dict.fromkeys((*STAGES[:-1], "controls", "evaluate"), 0.0)
+    for name, artifact in artifacts.items():  # those of a stage's rounds are called `recover_1`, `noise_pruned_2`, ...
+        stage = name.split("_")[0]
+        stages[stage if stage in stages else "controls"] += artifact.seconds
+    stages = {stage: round(seconds, 2) for stage, seconds in stages.items()}
     accuracy = {name: marks["accuracy"] for name, marks in mark.items()}
     return {
         "experiment": e.name,
         "seed": e.seed,
+        "choices": e.choices,
         "teacher": {"accuracy": accuracy["teacher"], "weights": Path(e.weights).name if e.weights else "trained here"},
-        "pruned": {**mark["pruned"], "sparsity": artifacts["prune"].notes["sparsity"]},
-        "recovered": {**mark["recovered"], "sparsity": artifacts["recover"].notes["sparsity"]},
+        "pruned": {**mark["pruned"], **_size(artifacts["prune"])},
+        "recovered": {**mark["recovered"], **_size(artifacts["recover"])},
         "controls": {name: accuracy[name] for name in ("batchnorm", "noise", "real")},
         "controls_agreement": {name: mark[name]["agreement"] for name in ("batchnorm", "noise", "real")},
         "recovery": recovery(accuracy["teacher"], accuracy["pruned"], accuracy["recovered"]),
@@ -58,10 +62,14 @@ def build_result(pipeline: Pipeline, scores: dict[str, dict[str, float | None]])
         "artifacts": {name: f"{artifact.kind}/{artifact.key}" for name, artifact in sorted(artifacts.items())},
         "data": {
             "name": None if e.data is None else e.data.name,
-            "opened_for": [] if e.data is None else e.data.opened,
+            "opened_for": [] if e.data is None else list(dict.fromkeys(e.data.opened)),
         },
         "environment": environment(e.options.torch_device()),
     }
+
+
+def _size(artifact: Artifact) -> dict[str, Any]:
+    return {name: artifact.notes[name] for name in ("sparsity", "parameters", "multiply_adds")}
 
 
 def recovery(teacher: float | None, pruned: float | None, recovered: float | None) -> float | None:

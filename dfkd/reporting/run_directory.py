@@ -10,7 +10,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from dfkd.files import save_tensors, write_json, write_text
+from dfkd.files import write_json, write_text
+from dfkd.models.student_file import save_student
 from dfkd.pipeline import Pipeline
 from dfkd.pruning.sparsity import layer_sparsity
 from dfkd.reporting.figures import dream_grid, recovery_bars, save_figure
@@ -27,7 +28,7 @@ def write_run(pipeline: Pipeline, scores: dict[str, Any], directory: Path) -> di
     """
     result = build_result(pipeline, scores)
     student = pipeline.network("recover")
-    save_tensors(directory / "student.safetensors", student.state_dict())
+    save_student(directory / "student.safetensors", student)
     _write_csv(
         directory / "sparsity.csv",
         ["layer", "shape", "weights", "zeros", "sparsity"],

@@ -19,6 +19,7 @@ from conftest import TINY
 from PIL import Image
 
 import dfkd
+from dfkd.pipeline import STAGES
 from dfkd.real_data import Purpose, RealImages, Split
 
 PACKAGE = Path(dfkd.__file__).parent
@@ -87,16 +88,26 @@ def folder(tmp_path) -> Path:
     return tmp_path / "images"
 
 
-def test_only_teacher_training_evaluation_and_the_control_open_image_files(folder, tmp_path):
-    options = [*TINY, "data=image_folder", f"data.root={folder}", "teacher.training.batch_size=16", "run_dir=run"]
+@pytest.mark.parametrize(
+    "pruning", [["pruning=magnitude", "rounds=2"], ["pruning=filters_taylor", "pruning.amount=0.3"]]
+)
+def test_only_teacher_training_evaluation_and_the_control_open_image_files(folder, tmp_path, pruning):
+    options = [
+        *TINY,
+        *pruning,
+        "data=image_folder",
+        f"data.root={folder}",
+        "teacher.training.batch_size=16",
+        "run_dir=run",
+    ]
     opened = {}
-    for stage in ("teacher", "prune", "dream", "recover", "evaluate"):
+    for stage in STAGES:
         done = subprocess.run(
             [sys.executable, "-c", WATCHER, str(folder), *options, f"stage={stage}"],
             cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         opened[stage] = int(done.stdout.split("OPENED")[1])
-    assert opened == {"teacher": 40, "prune": 0, "dream": 0, "recover": 0, "evaluate": 50}
+    assert opened == {"teacher": 40, "dream": 0, "prune": 0, "recover": 0, "evaluate": 50}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["data"]["opened_for"] == ["real-data control", "evaluation"]
