@@ -28,6 +28,7 @@ from dfkd.files import write_json, write_text
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
 from dfkd.pipeline import STAGES, Experiment, Pipeline
+from dfkd.reporting import report
 from dfkd.reporting.result import summary, table_rows
 from dfkd.reporting.run_directory import TABLE_COLUMNS, log_run, write_run
 from dfkd.store import Store, check_writable
@@ -45,6 +46,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
     require(cfg.stage in STAGES, "stage", cfg.stage, f"one of {STAGES}")
     node = config.plain(cfg.input)
     spec = InputSpec(tuple(node["image_shape"]), node["num_classes"], tuple(node["mean"]), tuple(node["std"]))
+    require(cfg.rounds >= 1, "rounds", cfg.rounds, "1 or more")
     prune, arguments = config.target_of("pruning", cfg.pruning)
     return Experiment(
         name=cfg.name,
@@ -58,9 +60,19 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         pruning_recipe=config.plain(cfg.pruning),
         inversion=config.typed(cfg.inversion),
         distillation=config.typed(cfg.distillation),
+        rounds=cfg.rounds,
         data=config.instantiate("data", cfg.data, spec),
         options=config.typed(cfg.trainer),
+        choices=_choices(),
     )
+
+
+def _choices() -> dict[str, str]:
+    """The chosen file of every config group, by group."""
+    if not HydraConfig.initialized():
+        return {}
+    return {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()
+            if not str(group).startswith("hydra")}  # fmt: skip
 
 
 def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline]:
@@ -153,7 +165,16 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Entry point of the console script `dfkd`. A user's own modules are found in the current folder."""
+    """Entry point of the console script `dfkd`: `dfkd report DIR...`, or a run by Hydra.
+
+    A user's own modules are found in the current folder.
+    """
+    if sys.argv[1:2] == ["report"]:
+        try:
+            report.main(sys.argv[2:])
+        except DfkdError as error:
+            sys.exit(f"dfkd: error: {error}")
+        return
     sys.path.insert(0, str(Path.cwd()))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
     config.register()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from inversion_step import table
+from recovery_against_time import page
 
 from dfkd import config
 from dfkd.reporting.result import summary, table_rows
@@ -51,6 +52,17 @@ def test_the_map_and_the_pictures_name_what_is_there():
         assert (ROOT / name).exists(), name
     for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_recovery_against_time_is_that_of_the_recorded_points():
+    points = json.loads((ROOT / "benchmarks" / "recovery_against_time.json").read_text())["rows"]
+    text = page(points)
+    assert text == (ROOT / "docs" / "recovery_against_time.md").read_text()
+    tests = {tuple(cells[:3]): cells[4] for cells in (line.strip("| ").split(" | ") for line in text.splitlines())
+             if len(cells) == 6}  # fmt: skip
+    for setting, name, iterations in (("default", "default", "150"), ("paper", "`cifar10_paper`", "2000")):
+        row = [name, iterations, tests[setting, iterations, "75%"], tests[setting, iterations, "90%"]]
+        assert f"| {' | '.join(row)} |" in README
 
 
 def test_the_benchmark_pages_are_those_of_the_recorded_results():

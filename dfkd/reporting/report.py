@@ -1,0 +1,181 @@
+"""Many runs as one table and two plots: `dfkd report DIR...`.
+
+Runs that differ in their seed alone make one row, mean ± standard deviation (n - 1) over seeds. Runs that failed, or
+are not done, are listed below the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from dfkd.errors import ConfigError
+from dfkd.files import write_text
+from dfkd.reporting.figures import save_figure
+
+LABELS = ("model", "pruning", "inversion", "distillation")
+SCORES = {
+    "teacher": "teacher",
+    "pruned": "pruned",
+    "noise": "noise",
+    "batchnorm": "batch norm only",
+    "recovered": "recovered",
+    "real": "real images",
+}
+# What does not change what a run finds out, or is told by a column of its own.
+NOT_AN_OPTION = (
+    "seed",
+    "name",
+    "run_dir",
+    "store",
+    "stage",
+    "logger.",
+    "trainer.",
+    "input.",
+    "data.",
+    "teacher.weights",
+)
+
+
+def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The finished runs under some folders, one row each, and the others with what became of them.
+
+    Raises:
+        ConfigError: a folder is missing, or holds no run.
+    """
+    finished, others = [], []
+    for directory in map(Path, directories):
+        statuses = sorted(directory.rglob("status.json"))
+        if not statuses:
+            raise ConfigError(f"dfkd report: {directory} must be a folder with runs of `dfkd`, got none (status.json).")
+        for path in statuses:
+            run = path.parent
+            status = json.loads(path.read_text(encoding="utf-8"))
+            if status["status"] == "finished" and (run / "result.json").exists():
+                finished.append(_row(run))
+            else:
+                why = status.get("error") or f"stage={status.get('stage', '')}"
+                others.append({"run": str(run), "status": status["status"], "why": why})
+    return pd.DataFrame(finished), pd.DataFrame(others, columns=["run", "status", "why"])
+
+
+def _row(run: Path) -> dict[str, Any]:
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    options = pd.json_normalize(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")))  # type: ignore[arg-type]
+    row: dict[str, Any] = {
+        f"option {name}": str(value)
+        for name, value in options.iloc[0].items()
+        if not str(name).startswith(NOT_AN_OPTION)
+    }
+    row |= {"run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
+    row |= {name: result["choices"].get(name) for name in LABELS}
+    measure = "agreement" if result["teacher"]["accuracy"] is None else "accuracy"
+    controls = "controls" if measure == "accuracy" else "controls_agreement"
+    row |= {"measure": measure, "teacher": result["teacher"]["accuracy"]}
+    row |= {name: result[name][measure] for name in ("pruned", "recovered")}
+    row |= {name: result[controls][name] for name in ("noise", "batchnorm", "real")}
+    row |= {name: result["recovered"][name] for name in ("sparsity", "parameters", "multiply_adds")}
+    return row | {"dream seconds": result["timing"]["dream"], "recover seconds": result["timing"]["recover"]}
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting: its labels, the options in which runs of equal labels differ, and scores over seeds.
+
+    Scores are strings in percent, `mean ± std` where there are several seeds.
+    """
+    options = [str(column) for column in runs if str(column).startswith("option ")]
+    labels = ["experiment", *LABELS, "measure"]
+    by_label = runs.groupby(labels, dropna=False)
+    telling = [option for option in options if (by_label[option].nunique(dropna=False) > 1).any()]
+    told = runs.assign(**{option: runs[option].fillna("") for option in telling})
+    rows = []
+    for key, group in told.groupby([*labels, *telling], dropna=False, sort=False):
+        names = [*labels, *(option.removeprefix("option ") for option in telling)]
+        row: dict[str, Any] = dict(zip(names, key, strict=True))
+        row |= {"sparsity": f"{100 * group['sparsity'].mean():.1f}", "seeds": len(group)}
+        row |= {label: _spread(group[name]) for name, label in SCORES.items()}
+        row |= {name: f"{group[name].mean():,.0f}" for name in ("parameters", "multiply_adds")}
+        rows.append(row | {f"{stage} s": f"{group[f'{stage} seconds'].mean():.0f}" for stage in ("dream", "recover")})
+    table = pd.DataFrame(rows)
+    return table.drop(columns=[name for name in labels if table[name].nunique(dropna=False) == 1 and name != "model"])
+
+
+def _spread(values: pd.Series) -> str:
+    values = values.dropna().astype(float) * 100
+    if values.empty:
+        return ""
+    return f"{values.mean():.1f}" if len(values) == 1 else f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    cells = [
+        [str(name) for name in table.columns],
+        ["---"] * len(table.columns),
+        *table.astype(str).to_numpy().tolist(),
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
+def recovery_plot(runs: pd.DataFrame) -> Figure:
+    """Score against sparsity, one panel per model, mean and standard deviation over whatever else differs."""
+    models = list(runs.groupby("model", dropna=False))
+    figure = Figure(figsize=(5.5 * len(models), 4), layout="constrained")
+    styles = {"teacher": "k--", "recovered": "o-", "real": "s:", "batchnorm": "^:", "noise": "x:", "pruned": "v:"}
+    for axes, (model, group) in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+        points = group.assign(sparsity=(100 * group["sparsity"]).round(1)).groupby("sparsity")
+        for name, style in styles.items():
+            mean, std = 100 * points[name].mean(), 100 * points[name].std().fillna(0)
+            if mean.notna().any():
+                axes.errorbar(mean.index, mean, std, fmt=style, capsize=3, label=SCORES[name])
+        axes.set(xlabel="sparsity (%)", ylabel=f"{group['measure'].iloc[0]} (%)", title=str(model))
+        axes.legend()
+    return figure
+
+
+def time_plot(runs: pd.DataFrame) -> Figure:
+    """Score of the recovered student against the seconds of dreaming and recovery, one point per run."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for setting, group in runs.groupby([(100 * runs["sparsity"]).round(1), *LABELS], dropna=False):
+        label = ", ".join(str(part) for part in setting[1:3]) + f", {setting[0]} %"
+        seconds = group["dream seconds"] + group["recover seconds"]
+        axes.plot(seconds, 100 * group["recovered"].astype(float), "o", label=label)
+    axes.set(xlabel="seconds of dreaming and recovery", ylabel=f"recovered {runs['measure'].iloc[0]} (%)", xscale="log")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def write_report(directories: Sequence[str | Path], out: Path) -> str:
+    """Write `report.md`, `report.csv` and two plots into `out`, and return the Markdown."""
+    runs, others = read_runs(directories)
+    text = "# Report\n\n"
+    if len(runs):
+        table = summarise(runs)
+        text += f"{len(runs)} finished runs. Scores in percent; ± is the standard deviation over seeds.\n\n"
+        text += markdown(table)
+        with_options = runs.rename(columns=lambda name: str(name).removeprefix("option "))
+        write_text(out / "report.csv", with_options.to_csv(index=False))
+        save_figure(recovery_plot(runs), out / "recovery_against_sparsity.png")
+        save_figure(time_plot(runs), out / "accuracy_against_time.png")
+    if len(others):
+        text += f"\n{len(others)} runs have no result:\n\n{markdown(others)}"
+    write_text(out / "report.md", text)
+    return text
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of `dfkd report`."""
+    parser = argparse.ArgumentParser(prog="dfkd report", description="One table and two plots of many runs.")
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="folders with runs, searched at any depth")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
+    parsed = parser.parse_args(arguments)
+    print(write_report(parsed.directories, parsed.out))
+    print(f"Written to {parsed.out}: report.md, report.csv, recovery_against_sparsity.png, accuracy_against_time.png")

@@ -1,0 +1,51 @@
+"""`dfkd report` on runs that were really made: rows over seeds, what differs as columns, failures in sight."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import pandas as pd
+import pytest
+from conftest import TINY, command
+
+from dfkd.errors import ConfigError
+from dfkd.reporting.report import read_runs, summarise
+
+
+def test_a_sweep_becomes_a_table_with_means_over_seeds(sweep, tmp_path):
+    text = command(["report", str(sweep / "sweep"), "--out", "tables"], tmp_path).stdout
+    results = [json.loads(path.read_text()) for path in sorted((sweep / "sweep").glob("*/result.json"))]
+    at_half = [100 * r["recovered"]["accuracy"] for r in results if round(r["pruned"]["sparsity"], 1) == 0.5]
+    assert len(at_half) == 2
+    expected = f"{statistics.mean(at_half):.1f} ± {statistics.stdev(at_half):.1f}"
+    row = next(line for line in text.splitlines() if "| 0.5 |" in line)
+    assert expected in row and "| 2 |" in row
+    assert "pruning.amount" in text and "inversion.iterations" not in text  # what differs, and nothing else
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        "report.md", "report.csv", "recovery_against_sparsity.png", "accuracy_against_time.png",
+    }  # fmt: skip
+    assert (tmp_path / "tables" / "report.md").read_text() in text
+    assert len(pd.read_csv(tmp_path / "tables" / "report.csv")) == 6
+
+
+def test_runs_that_failed_are_listed(sweep, tmp_path):
+    command([*TINY, "teacher=given", "teacher.weights=none.pt", "run_dir=failed"], tmp_path, check=False)
+    command([*TINY, "stage=teacher", "run_dir=short"], tmp_path)
+    runs, others = read_runs([sweep / "sweep", tmp_path])
+    assert len(runs) == 6
+    assert sorted(others["status"]) == ["failed", "finished"]
+    assert others["why"].str.contains("there is no file none.pt").any() and (others["why"] == "stage=teacher").any()
+    text = command(["report", ".", "--out", "tables"], tmp_path).stdout
+    assert "2 runs have no result" in text and "there is no file none.pt" in text
+
+
+def test_one_seed_has_no_spread(sweep):
+    runs, _ = read_runs([sweep / "sweep"])
+    table = summarise(runs[runs["seed"] == 0])
+    assert len(table) == 3 and not table["recovered"].str.contains("±").any()
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="must be a folder with runs"):
+        read_runs([tmp_path])
