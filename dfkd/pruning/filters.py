@@ -59,7 +59,9 @@ def prune_filters(
     """
     require(importance in IMPORTANCES, "pruning.importance", importance, f"one of {IMPORTANCES}")
 
-    def weight(_name: str, layer: nn.Module) -> Tensor:
+    def weight(_name: str, layer: nn.Module) -> Tensor | None:
+        if layer.weight is None:
+            return None  # a batch norm without a scale
         values = layer.weight.detach()  # type: ignore[operator]
         size = values.abs() if importance == "batch_norm_scale" else values.flatten(1).norm(int(importance[1]), dim=1)
         return size / size.mean().clamp_min(torch.finfo(size.dtype).tiny)
@@ -71,7 +73,7 @@ def prune_filters(
 def prune_filters_by_taylor(
     model: nn.Module, amount: float, dreams: Tensor, seed: int = 0, teacher: nn.Module | None = None
 ) -> None:
-    """Cut out the filters whose loss changes the answers on dreams least, as `prune_filters` does by weight.
+    """Cut out the filters that the answers on dreams depend on least, as `prune_filters` does by weight.
 
     The importance of a filter is the mean over batches of (sum g w)^2 over its weights (Molchanov et al. 2019), with
     g the gradient of the loss against labels drawn from the teacher's answers. That gradient's mean is the one of
@@ -169,13 +171,20 @@ class _Graph:
         self, group: tp.Group, kind: type[nn.Module], values: Callable[[str, nn.Module], Tensor | None]
     ) -> Tensor:
         """Per channel of the group's root, the sum of `values` (C,) of the layers of a kind that lose it with it."""
-        total = torch.zeros(len(group[0].idxs), dtype=torch.double)
+        total, known = torch.zeros(len(group[0].idxs), dtype=torch.double), False
         for item in group:
             layer = item.dep.target.module
             if isinstance(layer, kind) and self.graph.is_out_channel_pruning_fn(item.dep.handler):
                 found = values(self.names[layer], layer)
                 if found is not None:
+                    known = True
                     total.index_add_(0, torch.tensor(item.root_idxs), found.double().cpu()[item.idxs])
+        if not known:
+            root = self.names[group[0].dep.target.module]
+            raise ModelError(
+                f"pruning.importance=batch_norm_scale needs a batch norm with a scale behind every convolution, but "
+                f"{root} has none. Use l1 or l2."
+            )
         return total
 
 
@@ -205,22 +214,21 @@ def _roots_that_can_go(model: nn.Module, images: Tensor) -> list[str]:
 def _cut_like_zeroed(model: nn.Module, images: Tensor, roots: list[str]) -> bool:
     cut, zeroed = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     cutting, zeroing = _Graph(cut, images), _Graph(zeroed, images)
-    for root, group in zeroing.groups(roots).items():
-        channels = [0, len(group[0].idxs) - 1][: len(group[0].idxs) - 1]
-        for item in zeroing.group(root, channels):
-            layer = item.dep.target.module
-            if zeroing.graph.is_out_channel_pruning_fn(item.dep.handler):
-                for value in (*layer.parameters(recurse=False), getattr(layer, "running_mean", None)):
-                    if value is not None:
-                        value[item.idxs] = 0
-        try:
-            cutting.group(root, channels).prune()
-        except Exception:  # whatever Torch-Pruning cannot do is not done
-            return False
     try:
-        return torch.allclose(cut(images), zeroed(images), rtol=1e-3, atol=1e-4)
-    except RuntimeError:
+        for root, group in zeroing.groups(roots).items():
+            channels = [0, len(group[0].idxs) - 1][: len(group[0].idxs) - 1]
+            for item in zeroing.group(root, channels):
+                layer = item.dep.target.module
+                if zeroing.graph.is_out_channel_pruning_fn(item.dep.handler):
+                    for value in (*layer.parameters(recurse=False), getattr(layer, "running_mean", None)):
+                        if value is not None:
+                            value[item.idxs] = 0
+            cutting.group(root, channels).prune()
+        expected, found = zeroed(images), cut(images)
+    except Exception:  # whatever Torch-Pruning cannot do is not done
         return False
+    scale = expected.abs().max().item()
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * scale)
 
 
 def _taylor(student: nn.Module, teacher: nn.Module, dreams: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -230,7 +238,7 @@ def _taylor(student: nn.Module, teacher: nn.Module, dreams: Tensor, generator: t
         layer.train()  # a pruned network's running statistics are no longer its own
     weights = {name: module.weight for name, module in probe.named_modules() if isinstance(module, _ConvNd)}
     scores = {name: torch.zeros(len(weight)) for name, weight in weights.items()}
-    batches = dreams.split(TAYLOR_BATCH)
+    batches = [batch for batch in dreams.split(TAYLOR_BATCH) if len(batch) > 1]  # one image has no batch statistics
     device = next(probe.parameters()).device
     for batch in batches:
         images = batch.to(device).float()

@@ -154,5 +154,9 @@ def test_bad_input_is_refused():
         prune_filters(Plain(), 0.3, (1, 8, 8), "size")
     with pytest.raises(ConfigError, match=r"pruning\.amount must be a number in \[0, 1\)"):
         prune_filters(Plain(), 1.0, (1, 8, 8))
+    plain = Plain()
+    plain.bn2 = nn.Identity()
+    with pytest.raises(ModelError, match=r"batch_norm_scale needs a batch norm with a scale .* conv2 has none. Use l1"):
+        prune_filters(plain, 0.3, (1, 8, 8), "batch_norm_scale")
     with pytest.raises(ModelError, match=r"cannot lose 100% of its multiply-adds"):
         prune_filters(Plain(), 0.999, (1, 8, 8))
