@@ -85,7 +85,7 @@ class Store:
             clock = _Clock(partial / "seconds")
             with clock:
                 notes = make(partial)
-            seconds = clock.total
+            seconds = round(clock.total, 3)
             clock.path.unlink()
             for leftover in partial.rglob(".*"):
                 leftover.unlink()  # the temporary file of a killed writer
@@ -94,7 +94,7 @@ class Store:
                 "kind": kind,
                 "recipe": recipe,
                 "notes": notes,
-                "seconds": round(seconds, 3),
+                "seconds": seconds,
                 "files": {str(path.relative_to(partial)): file_checksum(path) for path in files},
             }
             write_json(partial / MANIFEST, manifest | {"checksum": _digest(manifest)})

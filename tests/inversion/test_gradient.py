@@ -210,7 +210,8 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 @needs_compiler
 def test_compiled_gives_the_same_images_and_jitter_never_recompiles(network):
-    recipe = InversionRecipe(iterations=12, flip=True)
+    # At the published step: a larger one amplifies the rounding in which the two differ.
+    recipe = InversionRecipe(iterations=12, flip=True, learning_rate=0.05, beta1=0.9, beta2=0.999)
     start, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
     images = []
     torch._dynamo.reset()
