@@ -134,7 +134,7 @@ def page(points: list[dict]) -> str:
 
 def plot(points: list[dict]) -> Figure:
     """Test accuracy after recovery against iterations, one line per sparsity and setting, every seed a point."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for sparsity, colour in ((0.75, "#1b7837"), (0.9, "#762a83")):
         for setting, marker in (("default", "o"), ("usual_betas", "x"), ("paper", "s")):
@@ -145,7 +145,7 @@ def plot(points: list[dict]) -> Figure:
                 axes.plot([key[1]] * len(rows), [100 * row["test"] for row in rows], marker, color=colour, alpha=0.6)
             axes.plot([], [], marker, color=colour, label=f"{setting}, {sparsity:.0%} sparsity")
     axes.set(xscale="log", xlabel="iterations of inversion", ylabel="test accuracy after recovery (%)")
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -128,7 +128,7 @@ def recovery_plot(runs: pd.DataFrame) -> Figure:
     """Score against sparsity, one panel per model, mean and standard deviation over whatever else differs."""
     models = list(runs.groupby("model", dropna=False))
     figure = Figure(figsize=(5.5 * len(models), 4), layout="constrained")
-    styles = {"teacher": "k--", "recovered": "o-", "real": "s:", "batchnorm": "^:", "noise": "x:", "pruned": "v:"}
+    styles = {"teacher": "k_--", "recovered": "o-", "real": "s:", "batchnorm": "^:", "noise": "x:", "pruned": "v:"}
     for axes, (model, group) in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         points = group.assign(sparsity=(100 * group["sparsity"]).round(1)).groupby("sparsity")
         for name, style in styles.items():
