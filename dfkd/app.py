@@ -169,17 +169,14 @@ def main() -> None:
 
     A user's own modules are found in the current folder.
     """
-    if sys.argv[1:2] == ["report"]:
-        try:
-            report.main(sys.argv[2:])
-        except DfkdError as error:
-            sys.exit(f"dfkd: error: {error}")
-        return
     sys.path.insert(0, str(Path.cwd()))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
     config.register()
     try:
-        _hydra_main()
+        if sys.argv[1:2] == ["report"]:
+            report.main(sys.argv[2:])
+        else:
+            _hydra_main()
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
     except OSError as error:

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from dfkd.errors import ConfigError
 from dfkd.files import write_text
 from dfkd.reporting.figures import save_figure
+from dfkd.reporting.result import network_scores
 
 LABELS = ("model", "pruning", "inversion", "distillation")
 SCORES = {
@@ -50,13 +51,16 @@ def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataF
     Raises:
         ConfigError: a folder is missing, or holds no run.
     """
-    finished, others = [], []
+    finished, others, seen = [], [], set()
     for directory in map(Path, directories):
         statuses = sorted(directory.rglob("status.json"))
         if not statuses:
             raise ConfigError(f"dfkd report: {directory} must be a folder with runs of `dfkd`, got none (status.json).")
         for path in statuses:
             run = path.parent
+            if run.resolve() in seen:
+                continue  # folders may lie within each other, and a run counts once
+            seen.add(run.resolve())
             status = json.loads(path.read_text(encoding="utf-8"))
             if status["status"] == "finished" and (run / "result.json").exists():
                 finished.append(_row(run))
@@ -76,11 +80,8 @@ def _row(run: Path) -> dict[str, Any]:
     }
     row |= {"run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
     row |= {name: result["choices"].get(name) for name in LABELS}
-    measure = "agreement" if result["teacher"]["accuracy"] is None else "accuracy"
-    controls = "controls" if measure == "accuracy" else "controls_agreement"
-    row |= {"measure": measure, "teacher": result["teacher"]["accuracy"]}
-    row |= {name: result[name][measure] for name in ("pruned", "recovered")}
-    row |= {name: result[controls][name] for name in ("noise", "batchnorm", "real")}
+    measure, scores = network_scores(result)
+    row |= {"measure": measure, **scores}
     row |= {name: result["recovered"][name] for name in ("sparsity", "parameters", "multiply_adds")}
     return row | {"dream seconds": result["timing"]["dream"], "recover seconds": result["timing"]["recover"]}
 

@@ -104,11 +104,16 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
+def network_scores(result: dict[str, Any]) -> tuple[str, dict[str, float | None]]:
     """The mark that the run can be judged by (`accuracy`, or without data `agreement`), and its value by network."""
     kind = "agreement" if result["teacher"]["accuracy"] is None else "accuracy"
-    values = {label: _marks(result, name)[kind == "agreement"] for name, label in NETWORKS.items()}
-    return kind, {label: value for label, value in values.items() if value is not None}
+    return kind, {name: _marks(result, name)[kind == "agreement"] for name in NETWORKS}
+
+
+def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    """`network_scores` that are known, under the names for people."""
+    kind, values = network_scores(result)
+    return kind, {NETWORKS[name]: value for name, value in values.items() if value is not None}
 
 
 def summary(result: dict[str, Any]) -> str:

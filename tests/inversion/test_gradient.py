@@ -154,16 +154,12 @@ def network() -> nn.Module:
     return lived_in(CifarResNet(8, width=4), 3, 16, 16)
 
 
-def full_recipe(**changes) -> InversionRecipe:
-    settings = {"iterations": 12, "tv_l1_weight": 0.1, "l2_weight": 1e-3, "competition_weight": 2.0, "flip": True}
-    return InversionRecipe(**{**settings, **changes})
-
-
 @pytest.mark.parametrize("parts", [2, 3, 10])
 def test_a_batch_in_parts_has_the_same_terms_and_gradient(network, parts):
     student = lived_in(CifarResNet(8, width=4), 3, 16, 16).double()
     images, labels = torch.randn(10, 3, 16, 16, dtype=torch.double), torch.arange(10)
-    with inversion_objective(network.double(), full_recipe(), student) as objective:
+    recipe = InversionRecipe(iterations=12, tv_l1_weight=0.1, l2_weight=1e-3, competition_weight=2.0, flip=True)
+    with inversion_objective(network.double(), recipe, student) as objective:
         terms, gradient = ObjectiveGradient(objective)(images, labels)
         parts_terms, parts_gradient = ObjectiveGradient(objective, parts=parts)(images, labels)
     assert terms.keys() == parts_terms.keys()
