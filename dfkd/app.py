@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from dfkd import config
+from dfkd import config, export
 from dfkd.errors import ConfigError, DfkdError, require
 from dfkd.files import write_json, write_text
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
-from dfkd.pipeline import STAGES, Experiment, Pipeline
+from dfkd.pipeline import CONTROLS, STAGES, Experiment, Pipeline
 from dfkd.reporting import report
 from dfkd.reporting.result import summary, table_rows
 from dfkd.reporting.run_directory import TABLE_COLUMNS, log_run, write_run
@@ -47,6 +47,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
     node = config.plain(cfg.input)
     spec = InputSpec(tuple(node["image_shape"]), node["num_classes"], tuple(node["mean"]), tuple(node["std"]))
     require(cfg.rounds >= 1, "rounds", cfg.rounds, "1 or more")
+    require(set(cfg.controls) <= set(CONTROLS), "controls", list(cfg.controls), f"a list of {CONTROLS}, or []")
     prune, arguments = config.target_of("pruning", cfg.pruning)
     return Experiment(
         name=cfg.name,
@@ -61,6 +62,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         inversion=config.typed(cfg.inversion),
         distillation=config.typed(cfg.distillation),
         rounds=cfg.rounds,
+        controls=tuple(cfg.controls),
         data=config.instantiate("data", cfg.data, spec),
         options=config.typed(cfg.trainer),
         choices=_choices(),
@@ -165,7 +167,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Entry point of the console script `dfkd`: `dfkd report DIR...`, or a run by Hydra.
+    """Entry point of the console script `dfkd`: `dfkd report DIR...`, `dfkd export RUN`, or a run by Hydra.
 
     A user's own modules are found in the current folder.
     """
@@ -175,6 +177,8 @@ def main() -> None:
     try:
         if sys.argv[1:2] == ["report"]:
             report.main(sys.argv[2:])
+        elif sys.argv[1:2] == ["export"]:
+            export.main(sys.argv[2:])
         else:
             _hydra_main()
     except DfkdError as error:

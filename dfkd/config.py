@@ -60,6 +60,7 @@ class Schema:
     data: dict[str, Any] = MISSING
     pruning: dict[str, Any] = MISSING
     rounds: int = 1
+    controls: list[str] = field(default_factory=lambda: ["noise", "real"])
     inversion: InversionRecipe = field(default_factory=InversionRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)

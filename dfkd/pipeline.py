@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from dfkd.distillation.recipe import DistillationRecipe
+from dfkd.distillation.reconstruction import require_teachers_shapes
 from dfkd.distillation.recover import recover_student, reestimate_on
 from dfkd.dreams import DreamBank, DreamDataModule, Dreams
 from dfkd.errors import ConfigError, DfkdError
@@ -47,6 +48,7 @@ from dfkd.training.teacher import TeacherRecipe, TeacherTraining
 log = logging.getLogger(__name__)
 
 STAGES = ("teacher", "dream", "prune", "recover", "evaluate")
+CONTROLS = ("noise", "real")
 WEIGHTS = "weights.safetensors"
 
 
@@ -69,6 +71,7 @@ class Experiment:
             recipe's over the rounds; each recovery continues from the last one's student.
         inversion: how to dream.
         distillation: how to recover.
+        controls: which of `CONTROLS` to train beside the student: the same recovery on noise, on real images.
         data: the real images, or None.
         options: where and how precisely to compute.
         choices: names of the configuration's choices by group, for tables.
@@ -86,6 +89,7 @@ class Experiment:
     inversion: InversionRecipe
     distillation: DistillationRecipe
     rounds: int = 1
+    controls: tuple[str, ...] = CONTROLS
     data: RealImages | None = None
     options: TrainerOptions = field(default_factory=TrainerOptions)
     choices: dict[str, str] = field(default_factory=dict)
@@ -129,7 +133,10 @@ class Pipeline:
                 "teacher.weights is null and data=none: there is neither a trained teacher nor data to train one on. "
                 "Give teacher.weights=FILE, or a data group."
             )
-        self._prune_network(copy.deepcopy(model), model, torch.randn(8, *e.spec.image_shape))
+        student = copy.deepcopy(model)
+        self._prune_network(student, model, torch.randn(8, *e.spec.image_shape))
+        if e.distillation.reconstruct:
+            require_teachers_shapes(student, model)
         if e.rounds > 1 and "amount" not in e.pruning_recipe:
             raise ConfigError(
                 f"rounds must be 1 with pruning._target_={e.pruning_recipe.get('_target_')}, got {e.rounds}: it has no "
@@ -231,8 +238,9 @@ class Pipeline:
             stream = e.distillation.batch_size, e.distillation.updates, e.seed
             return RealDataModule(images, *stream, e.options.num_workers)
 
-        self._recover_on("noise", {"noise": [count, *e.spec.image_shape]}, noise)
-        if e.data is not None:
+        if "noise" in e.controls:
+            self._recover_on("noise", {"noise": [count, *e.spec.image_shape]}, noise)
+        if "real" in e.controls and e.data is not None:
             self._recover_on("real", {"real": [count, e.data.fingerprint], "input": asdict(e.spec)}, real)
 
         recipe: dict[str, Any] = {name: artifact.key for name, artifact in self.artifacts.items()}
@@ -250,6 +258,15 @@ class Pipeline:
         with torch.random.fork_rng():
             model = self.experiment.build_model()
         return load_student(self.artifacts[artifact].directory / WEIGHTS, model)
+
+    def cost(self, artifact: str) -> dict[str, Any]:
+        """What the network of an artifact costs; `sparsity` is the share of the teacher's prunable weights gone."""
+        network = self.network(artifact)
+        return {
+            "sparsity": 1 - nonzero_weights(network) / nonzero_weights(self.network("teacher")),
+            "parameters": parameters(network),
+            "multiply_adds": multiply_adds(network, self.experiment.spec.image_shape),
+        }
 
     def dreams(self) -> Dreams:
         """The dreams, training and held-out."""
@@ -270,7 +287,7 @@ class Pipeline:
             images = self.dreams().training.images if _takes(e.prune, "dreams") else None
             self._prune_network(student, self.network("teacher"), images, **changes)
             save_student(directory / WEIGHTS, student)
-            return self._size(student)
+            return {}
 
         self._obtain(name, "pruned", recipe, make)
 
@@ -278,15 +295,6 @@ class Pipeline:
         prune = self.experiment.prune
         given = {name: value for name, value in (("teacher", teacher), ("dreams", dreams)) if _takes(prune, name)}
         prune(model, **given, **changes)
-
-    def _size(self, student: nn.Module) -> dict[str, Any]:
-        """What is left of the teacher in `student`; `sparsity` is the share of its prunable weights that is gone."""
-        shape = self.experiment.spec.image_shape
-        return {
-            "sparsity": 1 - nonzero_weights(student) / nonzero_weights(self.network("teacher")),
-            "parameters": parameters(student),
-            "multiply_adds": multiply_adds(student, shape),
-        }
 
     def _stream(self, dreams: Dreams) -> DreamDataModule:
         recipe = self.experiment.distillation
@@ -325,7 +333,7 @@ class Pipeline:
                 self.loggers, name,
             )  # fmt: skip
             save_student(directory / WEIGHTS, network)
-            return {**self._size(network), "history": history}
+            return {"history": history}
 
         self._obtain(name, "recovered", recipe, make)
 

@@ -4,5 +4,6 @@ from dfkd.distillation.batch_norm import reestimate_batch_norm
 from dfkd.distillation.losses import distillation_loss
 from dfkd.distillation.module import DistillationModule
 from dfkd.distillation.recipe import DistillationRecipe
+from dfkd.distillation.reconstruction import reconstruct
 
-__all__ = ["DistillationModule", "DistillationRecipe", "distillation_loss", "reestimate_batch_norm"]
+__all__ = ["DistillationModule", "DistillationRecipe", "distillation_loss", "reconstruct", "reestimate_batch_norm"]

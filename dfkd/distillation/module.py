@@ -13,7 +13,7 @@ from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.freezing import frozen
 from dfkd.pruning.sparsity import FixedZeros
-from dfkd.training.augmentation import augment
+from dfkd.training.augmentation import augment, mixup
 from dfkd.training.module import SeededTraining
 
 
@@ -74,6 +74,8 @@ class DistillationModule(SeededTraining):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         recipe = self.recipe
         images = augment(images, recipe.crop_padding, recipe.flip)
+        if recipe.mixup:
+            images = mixup(images, recipe.mixup)
         matching: AbstractContextManager[list[Tensor]] = nullcontext([])
         if recipe.feature_weight:
             matching = matched_features(self.teacher, self.network)

@@ -12,30 +12,38 @@ BATCH_NORM_MODES = ("live", "frozen")
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationRecipe(OptimizerRecipe):
-    """Settings of a recovery: first batch-norm re-estimation, then distillation from the teacher.
+    """Settings of a recovery: reconstruction, batch-norm re-estimation, then distillation from the teacher.
 
     Attributes:
+        updates: as in `OptimizerRecipe`; 0 leaves it with what comes before the distillation.
+        reconstruct: first solve every pruned layer against the teacher's output (`dfkd.distillation.reconstruct`).
         reestimate_batch_norm: before the first step, set the student's batch-norm statistics to those of the images.
         batch_norm: in training, `live` normalises by the batch and keeps learning the running statistics, `frozen`
             keeps and uses the running statistics.
         temperature: softmax temperature of the logits' loss.
         logits_weight: weight of t^2 KL(teacher || student).
         feature_weight: weight of the mean `feature_error` over the batch-norm layers' outputs.
+        mixup: share of the images that are blended with another one, for teacher and student alike.
     """
 
+    updates: int = 1000
+    reconstruct: bool = False
     reestimate_batch_norm: bool = True
     batch_norm: str = "live"
     temperature: float = 3.0
     logits_weight: float = 1.0
-    feature_weight: float = 1.0
+    feature_weight: float = 10.0
+    mixup: float = 0.5
 
     group = "distillation"
+    least_updates = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.temperature > 0, "distillation.temperature", self.temperature, "above 0")
         for option in ("logits_weight", "feature_weight"):
             require(getattr(self, option) >= 0, f"distillation.{option}", getattr(self, option), "0 or more")
+        require(0 <= self.mixup <= 1, "distillation.mixup", self.mixup, "in [0, 1]")
         require(
             self.batch_norm in BATCH_NORM_MODES,
             "distillation.batch_norm",

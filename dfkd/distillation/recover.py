@@ -1,4 +1,7 @@
-"""Recovery of a student: batch-norm re-estimation, then distillation, on whatever images a data module streams."""
+"""Recovery of a student on whatever images a data module streams.
+
+Reconstruction, batch-norm re-estimation and distillation, each where the recipe asks for it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,11 @@ from torch.utils.data import DataLoader
 from dfkd.distillation.batch_norm import reestimate_batch_norm
 from dfkd.distillation.module import DistillationModule
 from dfkd.distillation.recipe import DistillationRecipe
+from dfkd.distillation.reconstruction import reconstruct
 from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, fit
+
+RECONSTRUCTION_IMAGES = 512  # every layer sees them all, each at many places
 
 
 def recover_student(
@@ -44,20 +50,38 @@ def recover_student(
     Returns:
         The course of the training: rows of `update` and the losses.
     """
-    module = DistillationModule(student, teacher, recipe, seed, stage)
     with torch.random.fork_rng():
+        if recipe.reconstruct:
+            reconstruct_on(student, teacher, data.one_pass(), options)
         if recipe.reestimate_batch_norm:
             reestimate_on(student, data.one_pass(), options)
+        if not recipe.updates:
+            return []
+        module = DistillationModule(student, teacher, recipe, seed, stage)
         return fit(module, data, directory, options, loggers)
+
+
+def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:
+    """`reconstruct` from the first `RECONSTRUCTION_IMAGES` of `loader`, on the options' device."""
+    homes = [next(model.parameters()).device for model in (student, teacher)]
+    batches: list[Tensor] = []
+    for images in _images(loader, options):
+        batches.append(images)
+        if sum(map(len, batches)) >= RECONSTRUCTION_IMAGES:
+            break
+    device = options.torch_device()
+    reconstruct(student.to(device), teacher.to(device), batches)
+    for model, home in zip((student, teacher), homes, strict=True):
+        model.to(home)
 
 
 def reestimate_on(student: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:
     """`reestimate_batch_norm` over one pass of `loader`, on the options' device."""
-    home, device = next(student.parameters()).device, options.torch_device()
-
-    def images() -> Iterator[Tensor]:
-        for batch in loader:
-            yield batch[0].to(device).float()
-
-    reestimate_batch_norm(student.to(device), images())
+    home = next(student.parameters()).device
+    reestimate_batch_norm(student.to(options.torch_device()), _images(loader, options))
     student.to(home)
+
+
+def _images(loader: DataLoader, options: TrainerOptions) -> Iterator[Tensor]:
+    for batch in loader:
+        yield batch[0].to(options.torch_device()).float()

@@ -83,6 +83,7 @@ def _row(run: Path) -> dict[str, Any]:
     measure, scores = network_scores(result)
     row |= {"measure": measure, **scores}
     row |= {name: result["recovered"][name] for name in ("sparsity", "parameters", "multiply_adds")}
+    row |= {"bytes": result["recovered"]["bytes"]["dense"], "packed bytes": result["recovered"]["bytes"]["packed"]}
     return row | {"dream seconds": result["timing"]["dream"], "recover seconds": result["timing"]["recover"]}
 
 
@@ -102,7 +103,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = dict(zip(names, key, strict=True))
         row |= {"sparsity": f"{100 * group['sparsity'].mean():.1f}", "seeds": len(group)}
         row |= {label: _spread(group[name]) for name, label in SCORES.items()}
-        row |= {name: f"{group[name].mean():,.0f}" for name in ("parameters", "multiply_adds")}
+        row |= {name: f"{group[name].mean():,.0f}" for name in ("parameters", "multiply_adds", "bytes", "packed bytes")}
         rows.append(row | {f"{stage} s": f"{group[f'{stage} seconds'].mean():.0f}" for stage in ("dream", "recover")})
     table = pd.DataFrame(rows)
     return table.drop(columns=[name for name in labels if table[name].nunique(dropna=False) == 1 and name != "model"])

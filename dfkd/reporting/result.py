@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from dfkd.pipeline import STAGES, Pipeline
-from dfkd.store import Artifact
 from dfkd.training.progress import duration
 
 # Names of the table's rows and the bars of recovery.png, in order.
@@ -24,12 +23,14 @@ NETWORKS = {
 }
 
 
-def build_result(pipeline: Pipeline, scores: dict[str, dict[str, float | None]]) -> dict[str, Any]:
+def build_result(
+    pipeline: Pipeline, scores: dict[str, dict[str, float | None]], sizes: dict[str, int]
+) -> dict[str, Any]:
     """The content of `result.json`. Accuracies and agreements are in [0, 1], None where they cannot be known.
 
-    `agreement` is the share of held-out dreams on which a network gives the teacher's answer. `recovery` is
-    (recovered - pruned) / (teacher - pruned) in accuracy. `timing` is seconds by stage, as measured when the stage's
-    product was made; `reused` names the products that this run found in the store.
+    `sizes` are the bytes of the student's files. `agreement` is the share of held-out dreams on which a network gives
+    the teacher's answer. `recovery` is (recovered - pruned) / (teacher - pruned) in accuracy. `timing` is seconds by
+    stage, as measured when the stage's product was made; `reused` names the products that this run found in the store.
     """
     e = pipeline.experiment
     artifacts = pipeline.artifacts
@@ -45,9 +46,13 @@ def build_result(pipeline: Pipeline, scores: dict[str, dict[str, float | None]])
         "experiment": e.name,
         "seed": e.seed,
         "choices": e.choices,
-        "teacher": {"accuracy": accuracy["teacher"], "weights": Path(e.weights).name if e.weights else "trained here"},
-        "pruned": {**mark["pruned"], **_size(artifacts["prune"])},
-        "recovered": {**mark["recovered"], **_size(artifacts["recover"])},
+        "teacher": {
+            "accuracy": accuracy["teacher"],
+            "weights": Path(e.weights).name if e.weights else "trained here",
+            **pipeline.cost("teacher"),
+        },
+        "pruned": {**mark["pruned"], **pipeline.cost("prune")},
+        "recovered": {**mark["recovered"], **pipeline.cost("recover"), "bytes": sizes},
         "controls": {name: accuracy[name] for name in ("batchnorm", "noise", "real")},
         "controls_agreement": {name: mark[name]["agreement"] for name in ("batchnorm", "noise", "real")},
         "recovery": recovery(accuracy["teacher"], accuracy["pruned"], accuracy["recovered"]),
@@ -66,10 +71,6 @@ def build_result(pipeline: Pipeline, scores: dict[str, dict[str, float | None]])
         },
         "environment": environment(e.options.torch_device()),
     }
-
-
-def _size(artifact: Artifact) -> dict[str, Any]:
-    return {name: artifact.notes[name] for name in ("sparsity", "parameters", "multiply_adds")}
 
 
 def recovery(teacher: float | None, pruned: float | None, recovered: float | None) -> float | None:

@@ -17,6 +17,8 @@ from dfkd.pruning.sparsity import layer_sparsity
 from dfkd.reporting.figures import dream_grid, recovery_bars, save_figure
 from dfkd.reporting.result import bars, build_result, table_rows
 
+STUDENT = "student.safetensors"
+PACKED_STUDENT = "student.packed.safetensors"
 TABLE_COLUMNS = ["network", "sparsity", "accuracy", "agreement"]
 
 
@@ -26,9 +28,11 @@ def write_run(pipeline: Pipeline, scores: dict[str, Any], directory: Path) -> di
     Returns:
         The content of `result.json`.
     """
-    result = build_result(pipeline, scores)
     student = pipeline.network("recover")
-    save_student(directory / "student.safetensors", student)
+    save_student(directory / STUDENT, student)
+    save_student(directory / PACKED_STUDENT, student, packed=True)
+    sizes = {"dense": (directory / STUDENT).stat().st_size, "packed": (directory / PACKED_STUDENT).stat().st_size}
+    result = build_result(pipeline, scores, sizes)
     _write_csv(
         directory / "sparsity.csv",
         ["layer", "shape", "weights", "zeros", "sparsity"],

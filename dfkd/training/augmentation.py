@@ -25,3 +25,15 @@ def augment(images: Tensor, crop_padding: int = 0, flip: bool = False) -> Tensor
         mirrored = torch.rand(batch, 1, 1, 1, device=images.device) < 0.5
         images = torch.where(mirrored, images.flip(3), images)
     return images
+
+
+def mixup(images: Tensor, share: float) -> Tensor:
+    """`share` of the images of (B, C, H, W) blended with another of the batch: l a + (1 - l) b, l uniform in [0, 1].
+
+    For distillation, where the teacher answers the blend itself and no labels need mixing (Beyer et al. 2022).
+    """
+    batch, ones = len(images), [1] * (images.dim() - 1)
+    weight = torch.rand(batch, *ones, device=images.device, dtype=images.dtype)
+    chosen = torch.rand(batch, *ones, device=images.device) < share
+    others = images[torch.randperm(batch, device=images.device)]
+    return torch.where(chosen, torch.lerp(others, images, weight), images)

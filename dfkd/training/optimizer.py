@@ -24,7 +24,8 @@ class OptimizerRecipe:
         batch_size: images per step; the last incomplete batch of a pass is left out.
         optimizer: `sgd` or `adamw`.
         learning_rate: step size, at its highest.
-        momentum: of SGD (Nesterov where above 0).
+        momentum: of SGD.
+        nesterov: Nesterov's form of SGD's momentum.
         weight_decay: L2 penalty (SGD) or decoupled decay (AdamW).
         schedule: `constant`, or `cosine` down to zero at the last step.
         warmup_updates: steps over which the learning rate rises linearly.
@@ -37,6 +38,7 @@ class OptimizerRecipe:
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup_updates: int = 0
@@ -44,13 +46,14 @@ class OptimizerRecipe:
     flip: bool = False
 
     group = "training"
+    least_updates = 1
 
     def __post_init__(self) -> None:
         def check(option: str, allowed: str, holds: bool) -> None:
             require(holds, f"{self.group}.{option}", getattr(self, option), allowed)
 
-        for option in ("updates", "batch_size"):
-            check(option, "1 or more", getattr(self, option) >= 1)
+        check("updates", f"{self.least_updates} or more", self.updates >= self.least_updates)
+        check("batch_size", "1 or more", self.batch_size >= 1)
         for option in ("weight_decay", "crop_padding", "warmup_updates"):
             check(option, "0 or more", getattr(self, option) >= 0)
         check("learning_rate", "above 0", self.learning_rate > 0)
@@ -72,7 +75,7 @@ def make_optimizer(
             parameters,
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
             weight_decay=recipe.weight_decay,
         )
 

@@ -1,0 +1,177 @@
+"""Layer-by-layer reconstruction: each pruned layer solved against the teacher's output, without training."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd.errors import ModelError
+from dfkd.models.freezing import frozen
+from dfkd.pruning.sparsity import prunable_weights
+from dfkd.seeding import derive_seed
+
+log = logging.getLogger(__name__)
+
+POSITIONS = 64  # of each image at which a convolution is observed: neighbours tell little more
+STEPS = 50  # of conjugate gradients
+DAMPING = 0.01  # of the mean square input
+
+
+@dataclass
+class Observed:
+    """Second moments of a layer's input x in the student and its output y in the teacher, by group.
+
+    Attributes:
+        inputs: mean of x x^T, (groups, D, D) with D inputs of one output value.
+        outputs: mean of (y - bias) x^T, (groups, rows, D).
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+
+def reconstruct(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Sequence[Tensor],
+) -> None:
+    """Give each prunable layer of `student`, in the order of the forward, the weights that fit the teacher best.
+
+    Minimises mean |W x - (y - b)|^2 + damping |W - W_0|^2 over the weights W that are not zero, where x is what the
+    layer sees in the student, with the layers before it already solved, y is the same layer's output in the teacher
+    and W_0 is what it had; by conjugate gradients from W_0. Both networks are used in eval mode, with the batch-norm
+    statistics that they have.
+
+    Args:
+        student: changed in place; a pruned network in its teacher's shapes.
+        teacher: what it should compute; left as it was.
+        batches: images (B, C, H, W) in normalised input space, on the networks' device; each is used for every layer.
+
+    Raises:
+        ModelError: the networks' layers differ in shape.
+    """
+    require_teachers_shapes(student, teacher)
+    weights = prunable_weights(student)
+    with torch.no_grad(), frozen(student, teacher):
+        for name in _order(student, list(weights), batches[0]):
+            layer = student.get_submodule(name)
+            if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "padding_mode", "zeros") != "zeros":
+                log.info("Reconstruction leaves %s (%s) as it is.", name, type(layer).__name__)
+                continue
+            observed = _observe(student, teacher, name, batches)
+            weight = weights[name]
+            start = weight.unflatten(0, (len(observed.inputs), -1)).flatten(2)
+            weight.copy_(solve(start, start != 0, observed).view_as(weight))
+
+
+def require_teachers_shapes(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise `ModelError` where a prunable layer of `student` has not the shape of the teacher's of the same name."""
+    expected = prunable_weights(teacher)
+    for name, weight in prunable_weights(student).items():
+        if name not in expected or expected[name].shape != weight.shape:
+            raise ModelError(
+                f"distillation.reconstruct needs a student of its teacher's shapes, but layer {name} differs: filters "
+                "were removed, or the student is another network. Set distillation.reconstruct=false."
+            )
+
+
+def solve(start: Tensor, kept: Tensor, observed: Observed) -> Tensor:
+    """Conjugate gradients from `start` (groups, rows, D) over the weights that are `kept`, scaled by the diagonal."""
+    moments = observed.inputs
+    diagonal = moments.diagonal(dim1=1, dim2=2)
+    damping = DAMPING * diagonal.mean().clamp_min(1e-12)
+    scale = kept / (diagonal + damping)[:, None]
+    start = start * kept
+
+    def product(x: Tensor) -> Tensor:
+        return (x @ moments + damping * x) * kept
+
+    weights = start
+    residual = (observed.outputs - start @ moments) * kept
+    direction = scale * residual
+    size = (residual * direction).sum(2, keepdim=True)
+    for _ in range(STEPS):
+        image = product(direction)
+        step = size / (direction * image).sum(2, keepdim=True).clamp_min(1e-30)
+        weights = weights + step * direction
+        residual = residual - step * image
+        scaled = scale * residual
+        size, before = (residual * scaled).sum(2, keepdim=True), size
+        direction = scaled + size / before.clamp_min(1e-30) * direction
+    return weights
+
+
+def _order(model: nn.Module, names: list[str], images: Tensor) -> list[str]:
+    """The layers in the order in which a forward comes to them."""
+    order: dict[str, None] = {}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+        for name in names
+    ]
+    try:
+        model(images[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order)
+
+
+class _Seen(Exception):
+    """Ends a forward at the layer that is looked at."""
+
+
+def _observe(student: nn.Module, teacher: nn.Module, name: str, batches: Sequence[Tensor]) -> Observed:
+    layer = student.get_submodule(name)
+    seen: dict[str, Tensor] = {}
+
+    def see_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen["x"] = inputs[0]
+        raise _Seen
+
+    def see_output(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen["y"] = output
+        raise _Seen
+
+    handles = [
+        layer.register_forward_pre_hook(see_input),
+        teacher.get_submodule(name).register_forward_hook(see_output),
+    ]
+    count, inputs, outputs = 0, None, None
+    try:
+        for number, images in enumerate(batches):
+            for model in (student, teacher):
+                with contextlib.suppress(_Seen):
+                    model(images)
+            x, y = _rows(layer, seen["x"], seen["y"], derive_seed(0, "positions", number))
+            inputs = x @ x.mT if inputs is None else inputs.baddbmm_(x, x.mT)
+            outputs = y @ x.mT if outputs is None else outputs.baddbmm_(y, x.mT)
+            count += x.shape[2]
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert inputs is not None and outputs is not None
+    return Observed(inputs / count, outputs / count)
+
+
+def _rows(layer: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs (groups, D, N) and outputs without bias (groups, rows, N) of a layer at N places."""
+    if isinstance(layer, nn.Linear):
+        y = y if layer.bias is None else y - layer.bias
+        return x.reshape(-1, x.shape[-1]).mT[None], y.reshape(-1, y.shape[-1]).mT[None]
+    assert isinstance(layer, nn.Conv2d)
+    y = (y if layer.bias is None else y - layer.bias[:, None, None]).flatten(2)
+    padded = F.pad(x, layer._reversed_padding_repeated_twice)  # also where padding is `same`
+    patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+    places = patches.shape[2]
+    if places > POSITIONS:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(places, generator=generator)[:POSITIONS].to(x.device)
+        patches, y = patches[:, :, chosen], y[:, :, chosen]
+    patches, y = (values.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2) for values in (patches, y))
+    return patches, y
