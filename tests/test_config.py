@@ -123,6 +123,7 @@ TOO_SMALL = [
      (["data=none"], "neither a trained teacher nor data"),
      (["data=image_folder"], r"data\.root"),
      (["distillation.batch_size=513"], r"distillation\.batch_size must be at most inversion\.num_images \(512\)"),
+     (["distillation.reconstruct=true", "pruning=filters"], r"distillation\.reconstruct needs .* its teacher's shapes"),
      (["inversion.competition_weight=1"], r"inversion\.competition_weight is 1"),
      (["inversion.layer_weights=[1,2]"], r"inversion\.layer_weights must be .*one weight for each .* 19 batch-norm"),
      ([*TOO_SMALL, "inversion.half_resolution_iterations=5"], r"half_resolution_iterations must be 0")],
@@ -169,3 +170,37 @@ def test_the_published_settings_are_there_by_name(composed, name):
     steps = recipe.batch_size, recipe.half_resolution_iterations, recipe.iterations
     adam = recipe.learning_rate, (recipe.beta1, recipe.beta2)
     assert (*steps, *adam, recipe.feature_weight, recipe.jitter) == PUBLISHED[name]
+
+
+def test_the_published_recovery_is_there_by_name(composed):
+    cfg = composed("experiment=cifar10_resnet20", "teacher.weights=w.pt", "data=none", "distillation=ppr")
+    recipe = make_experiment(cfg).distillation
+    assert (recipe.updates, recipe.batch_size, recipe.learning_rate, recipe.momentum) == (480, 32, 1e-3, 0.9)
+    assert (recipe.batch_norm, recipe.reestimate_batch_norm, recipe.reconstruct) == ("frozen", False, False)
+    assert (recipe.feature_weight, recipe.mixup, recipe.nesterov) == (0, 0, False)
+    assert recipe.logits_weight * recipe.temperature**2 == pytest.approx(1)  # plain KL at temperature 3
+    assert recipe.temperature == 3 and recipe.crop_padding == 4 and recipe.flip
+
+
+STUDIES = {
+    "study_cifar10": (8, 4, 3),
+    "study_cifar10_224": (8, 4, 3),
+    "study_resnet20": (4, 3),
+    "study_small": (3, 4, 1),
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_sweeps_over_models_sparsities_and_seeds(study):
+    config.register()
+    with initialize_config_module("dfkd.conf", version_base="1.3"):
+        given = ["name=x", f"experiment={study}"]
+        swept = compose("config", overrides=given, return_hydra_config=True).hydra.sweeper.params
+        axes = [[f"{key}={value}" for value in str(values).split(",")] for key, values in swept.items()]
+        assert tuple(map(len, axes)) == STUDIES[study]
+        built = set()
+        for model in axes[0]:
+            cfg = compose("config", overrides=[*given, model, axes[-2][-1], axes[-1][-1]])
+            assert f"pruning.amount={cfg.pruning.amount}" == axes[-2][-1] and f"seed={cfg.seed}" == axes[-1][-1]
+            built.add(cfg.model.get("name", cfg.model.get("depth")))
+    assert len(built) == (len(axes[0]) if len(axes) == 3 else 1)

@@ -89,12 +89,12 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "pruning", [["pruning=magnitude", "rounds=2"], ["pruning=filters_taylor", "pruning.amount=0.3"]]
+    "method", [["rounds=2", "distillation.reconstruct=true"], ["pruning=filters_taylor", "pruning.amount=0.3"]]
 )
-def test_only_teacher_training_evaluation_and_the_control_open_image_files(folder, tmp_path, pruning):
+def test_only_teacher_training_evaluation_and_the_control_open_image_files(folder, tmp_path, method):
     options = [
         *TINY,
-        *pruning,
+        *method,
         "data=image_folder",
         f"data.root={folder}",
         "teacher.training.batch_size=16",
