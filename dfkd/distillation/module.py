@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd.distillation.losses import distillation_loss, matched_features
@@ -18,10 +19,11 @@ from dfkd.training.module import SeededTraining
 
 
 class DistillationModule(SeededTraining):
-    """Minimises a_logits t^2 KL(teacher || student) + a_features mean feature_error (METHOD: DI and PPR, recovery).
+    """Minimises a_logits t^2 KL(teacher || student) + a_labels CE(student, argmax teacher) + a_features feature_error.
 
-    Labels in the batches are not used. The student's weights that are zero when training starts are exactly zero
-    after every update. The teacher is used in eval mode, left as it was, and not saved in checkpoints.
+    The last is the mean over layers (DI and PPR recover by the first). Labels in the batches are not used. The
+    student's weights that are zero when training starts are exactly zero after every update. The teacher is used in
+    eval mode, left as it was, and not saved in checkpoints.
 
     Args:
         student: trained in place.
@@ -81,10 +83,12 @@ class DistillationModule(SeededTraining):
             matching = matched_features(self.teacher, self.network)
         with matching as errors:
             with torch.no_grad(), frozen(self.teacher):
-                teacher_logits = self.teacher(images)
-            logits = distillation_loss(self.network(images), teacher_logits, recipe.temperature)
-        if not recipe.feature_weight:
-            return {"total": recipe.logits_weight * logits, "logits": logits}
-        features = torch.stack(errors).mean()
-        total = recipe.logits_weight * logits + recipe.feature_weight * features
-        return {"total": total, "logits": logits, "features": features}
+                answers = self.teacher(images)
+            logits = self.network(images)
+        terms = {"logits": (recipe.logits_weight, distillation_loss(logits, answers, recipe.temperature))}
+        if recipe.label_weight:
+            terms["labels"] = (recipe.label_weight, F.cross_entropy(logits, answers.argmax(1)))
+        if recipe.feature_weight:
+            terms["features"] = (recipe.feature_weight, torch.stack(errors).mean())
+        total = torch.stack([weight * term for weight, term in terms.values()]).sum()
+        return {"total": total} | {name: term for name, (_, term) in terms.items()}

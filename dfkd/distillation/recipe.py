@@ -22,8 +22,11 @@ class DistillationRecipe(OptimizerRecipe):
             keeps and uses the running statistics.
         temperature: softmax temperature of the logits' loss.
         logits_weight: weight of t^2 KL(teacher || student).
+        label_weight: weight of the cross-entropy with the teacher's most likely class.
         feature_weight: weight of the mean `feature_error` over the batch-norm layers' outputs.
         mixup: share of the images that are blended with another one, for teacher and student alike.
+        weight_averaging: decay of an exponential moving average of weights and statistics, which then is the student;
+            0: the last weights are.
     """
 
     updates: int = 1000
@@ -32,8 +35,10 @@ class DistillationRecipe(OptimizerRecipe):
     batch_norm: str = "live"
     temperature: float = 3.0
     logits_weight: float = 1.0
+    label_weight: float = 0.0
     feature_weight: float = 10.0
     mixup: float = 0.5
+    weight_averaging: float = 0.0
 
     group = "distillation"
     least_updates = 0
@@ -41,8 +46,9 @@ class DistillationRecipe(OptimizerRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.temperature > 0, "distillation.temperature", self.temperature, "above 0")
-        for option in ("logits_weight", "feature_weight"):
+        for option in ("logits_weight", "label_weight", "feature_weight"):
             require(getattr(self, option) >= 0, f"distillation.{option}", getattr(self, option), "0 or more")
+        require(0 <= self.weight_averaging < 1, "distillation.weight_averaging", self.weight_averaging, "in [0, 1)")
         require(0 <= self.mixup <= 1, "distillation.mixup", self.mixup, "in [0, 1]")
         require(
             self.batch_norm in BATCH_NORM_MODES,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -58,7 +59,8 @@ def recover_student(
         if not recipe.updates:
             return []
         module = DistillationModule(student, teacher, recipe, seed, stage)
-        return fit(module, data, directory, options, loggers)
+        averaging = [EMAWeightAveraging(decay=recipe.weight_averaging)] if recipe.weight_averaging else []
+        return fit(module, data, directory, options, loggers, averaging)
 
 
 def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:

@@ -33,6 +33,7 @@ SCORES = {
 # What does not change what a run finds out, or is told by a column of its own.
 NOT_AN_OPTION = (
     "seed",
+    "controls",
     "name",
     "run_dir",
     "store",
@@ -110,10 +111,11 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(values: pd.Series) -> str:
-    values = values.dropna().astype(float) * 100
-    if values.empty:
+    known = values.dropna().astype(float) * 100
+    if known.empty:
         return ""
-    return f"{values.mean():.1f}" if len(values) == 1 else f"{values.mean():.1f} ± {values.std(ddof=1):.1f}"
+    text = f"{known.mean():.1f}" if len(known) == 1 else f"{known.mean():.1f} ± {known.std(ddof=1):.1f}"
+    return text if len(known) == len(values) else f"{text} ({len(known)} of {len(values)} seeds)"
 
 
 def markdown(table: pd.DataFrame) -> str:

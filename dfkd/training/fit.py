@@ -103,6 +103,7 @@ def fit(
     directory: Path,
     options: TrainerOptions,
     loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, float]]:
     """Train `module` for its recipe's updates, continuing from the checkpoint in `directory` if there is one.
 
@@ -129,7 +130,7 @@ def fit(
         module.on_update = on_update
         with torch.random.fork_rng(), quiet_lightning():
             trainer = options.make_trainer(
-                loggers, [saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=1
+                loggers, [*callbacks, saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=1
             )
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     module.to(home)

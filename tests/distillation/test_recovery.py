@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -148,8 +149,9 @@ class Interrupted(Exception):
     pass
 
 
-def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch):
-    settings = recipe(updates=20)
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch, averaging):
+    settings = recipe(updates=20, weight_averaging=averaging)
     options = TrainerOptions(accelerator="cpu", checkpoint_updates=4)  # not a multiple of the 3 batches of a pass
 
     def run(directory):
@@ -198,9 +200,44 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(teacher, dreams):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("updates", 0), ("learning_rate", 0.0), ("optimizer", "lion"), ("schedule", "step"), ("temperature", 0.0),
+    [("updates", -1), ("mixup", 1.5), ("weight_averaging", 1.0), ("learning_rate", 0.0),
+     ("optimizer", "lion"), ("schedule", "step"), ("temperature", 0.0),
      ("batch_norm", "off"), ("momentum", 1.0), ("feature_weight", -1.0)],
 )  # fmt: skip
 def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
     with pytest.raises(ConfigError, match=rf"distillation\.{option} must be .*got {value!r}"):
         DistillationRecipe(**{option: value})
+
+
+def test_the_label_loss_is_the_cross_entropy_with_the_teachers_answer(teacher):
+    student = dfkd.prune(teacher, 0.8)
+    images, labels = torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long)
+    settings = recipe(label_weight=2.0, feature_weight=0.0, crop_padding=0, mixup=0.0)
+    losses = DistillationModule(student, teacher, settings).losses(images, labels)
+    expected = F.cross_entropy(student(images), teacher(images).argmax(1))
+    torch.testing.assert_close(losses["labels"], expected)
+    torch.testing.assert_close(losses["total"], losses["logits"] + 2 * expected)
+
+
+def test_averaged_weights_are_the_moving_average_of_every_update_and_keep_the_zeros(teacher, dreams, tmp_path):
+    student = dfkd.prune(teacher, 0.8)
+    course = []
+
+    class Watching(DistillationModule):
+        def on_before_zero_grad(self, optimizer):
+            course.append(self.network.conv1.weight.detach().clone())
+
+    settings = recipe(weight_averaging=0.5)
+    module = Watching(student, teacher, settings)
+    CPU.make_trainer(max_epochs=1).fit(module, DreamDataModule(dreams, 16, settings.updates))
+    plain = [*course[1:], student.conv1.weight.detach().clone()]
+    averaged = dfkd.prune(teacher, 0.8)
+    data = DreamDataModule(dreams, 16, settings.updates)
+    recover_student(
+        averaged, teacher, data, dataclasses.replace(settings, reestimate_batch_norm=False), 0, tmp_path, CPU
+    )
+    expected = plain[0]
+    for weight in plain[1:]:
+        expected = 0.5 * expected + 0.5 * weight
+    torch.testing.assert_close(averaged.conv1.weight.detach(), expected)
+    assert sparsity(averaged) == pytest.approx(0.8, abs=1e-3)
