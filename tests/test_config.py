@@ -91,6 +91,7 @@ def test_a_typo_inside_an_experiment_file_is_refused(text, message):
      ("+pruning.amonut=0.5", r"pruning\.amonut.*Did you mean pruning\.amount"),
      ("model._target_=no_such.Network", r"model\._target_=no_such\.Network could not be imported"),
      ("stage=dreams", "stage must be one of"),
+     ("controls=[imagenet]", r"controls must be a list of \('noise', 'real'\), or \[\], got \['imagenet'\]"),
      ("model.depth=21", "depth must be 6n"),
      ("inversion.learning_rate=-1", r"inversion\.learning_rate must be above 0"),
      ("trainer.precision=16", r"trainer\.precision must be one of"),

@@ -23,6 +23,7 @@ from torch import nn
 import dfkd
 from dfkd.models import CifarResNet
 from dfkd.pipeline import rising_amounts
+from dfkd.pruning import sparsity
 from dfkd.reporting.runs import load_runs
 
 
@@ -262,7 +263,8 @@ def test_in_rounds_the_amount_rises_and_each_recovery_continues_from_the_last(fi
         sparsities = []
         for done in (1, 2, 3):
             pruned = tmp_path / "artifacts" / result["artifacts"][f"{chain}_pruned_{done}"]
-            sparsities.append(json.loads((pruned / "artifact.json").read_text())["notes"]["sparsity"])
+            network = CifarResNet(8, in_channels=1, width=8)
+            sparsities.append(sparsity(dfkd.load_student(pruned / "weights.safetensors", network)))
         assert sparsities == pytest.approx(rising_amounts(0.9, 3), abs=2e-3)
         last = json.loads(
             (tmp_path / "artifacts" / result["artifacts"][f"{chain}_pruned_3"] / "artifact.json").read_text()
@@ -275,6 +277,14 @@ def test_rounds_need_an_amount_that_can_rise(tmp_path):
     done = command([*options, "pruning=two_of_four", "rounds=2"], tmp_path, check=False)
     assert done.returncode and "rounds must be 1 with pruning._target_=dfkd.pruning.prune_n_of_m, got 2" in done.stderr
     assert not (tmp_path / "artifacts" / "teacher").exists()
+
+
+def test_controls_can_be_left_out(finished, tmp_path):
+    command([*TINY, "controls=[noise]", f"store={finished}/artifacts", "run_dir=run"], tmp_path)
+    result, full = result_of(tmp_path), result_of(finished)
+    assert result["controls"] == full["controls"] | {"real": None}
+    assert result["recovered"] == full["recovered"]
+    assert "real" not in result["artifacts"]
 
 
 def test_stages_stop_where_they_are_told(tmp_path):
