@@ -327,15 +327,29 @@ class Pipeline:
         }
 
         def make(directory: Path) -> dict[str, Any]:
-            network = self.network(student)
+            network, teacher = self.network(student), self.network("teacher")
+            prune = None
+            if self._prunes_gradually(network, teacher):
+                network, prune = self.network("teacher"), self._prune_share
             history = recover_student(
-                network, self.network("teacher"), make_data(), e.distillation, e.seed, directory, e.options,
-                self.loggers, name,
-            )  # fmt: skip
+                network, teacher, make_data(), e.distillation, e.seed, directory, e.options, self.loggers, name, prune
+            )
             save_student(directory / WEIGHTS, network)
             return {"history": history}
 
         self._obtain(name, "recovered", recipe, make)
+
+    def _prunes_gradually(self, student: nn.Module, teacher: nn.Module) -> bool:
+        e = self.experiment
+        shapes = [[value.shape for value in network.state_dict().values()] for network in (student, teacher)]
+        gradual = e.distillation.gradual > 0 and e.distillation.updates > 0 and e.rounds == 1
+        return gradual and "amount" in e.pruning_recipe and shapes[0] == shapes[1]
+
+    def _prune_share(self, network: nn.Module, share: float) -> None:
+        prune = self.experiment.prune
+        dreams = self.dreams().training.images if _takes(prune, "dreams") else None
+        teacher = self.network("teacher") if _takes(prune, "teacher") else network
+        self._prune_network(network, teacher, dreams, amount=share * self.experiment.pruning_recipe["amount"])
 
     def _score(self) -> dict[str, Scores]:
         e = self.experiment

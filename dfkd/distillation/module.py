@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,18 +18,28 @@ from dfkd.pruning.sparsity import FixedZeros
 from dfkd.training.augmentation import augment, mixup
 from dfkd.training.module import SeededTraining
 
+PRUNINGS = 25  # steps in which a student is pruned while it learns
+
+
+def pruning_steps(updates: int, gradual: float) -> dict[int, float]:
+    """Which share of the final amount is pruned before which update: 1 - (1 - k / n)^3 at step k of n."""
+    steps = ((k * gradual * updates / PRUNINGS, 1 - (1 - k / PRUNINGS) ** 3) for k in range(1, PRUNINGS + 1))
+    return {int(update): share for update, share in steps}
+
 
 class DistillationModule(SeededTraining):
     """Minimises a_logits t^2 KL(teacher || student) + a_labels CE(student, argmax teacher) + a_features feature_error.
 
-    The last is the mean over layers (DI and PPR recover by the first). Labels in the batches are not used. The
-    student's weights that are zero when training starts are exactly zero after every update. The teacher is used in
+    The last is the mean over layers (DI and PPR recover by the first). Labels in the batches are not used. What is
+    pruned, by then or before the training, is exactly zero after every update. The teacher is used in
     eval mode, left as it was, and not saved in checkpoints.
 
     Args:
         student: trained in place.
         teacher: what it learns from.
         recipe, seed, stage: as in `SeededTraining`.
+        prune: prunes the student in place to a share, in (0, 1], of the final amount; where it is given, the student is
+            pruned at the updates of `pruning_steps`.
     """
 
     recipe: DistillationRecipe
@@ -40,9 +51,12 @@ class DistillationModule(SeededTraining):
         recipe: DistillationRecipe,
         seed: int = 0,
         stage: str = "recover",
+        prune: Callable[[nn.Module, float], None] | None = None,
     ) -> None:
         super().__init__(student, recipe, seed, stage)
-        self._zeros = FixedZeros(student)
+        self._prune = prune
+        self._steps = pruning_steps(recipe.updates, recipe.gradual) if prune is not None else {}
+        self._zeros: FixedZeros | None = None
         # In a tuple, so that the teacher is not a submodule: neither trained nor saved with the student.
         self._teacher = (teacher,)
 
@@ -70,8 +84,21 @@ class DistillationModule(SeededTraining):
 
     def configure_optimizers(self) -> Any:
         configured = super().configure_optimizers()
-        configured["optimizer"].register_step_post_hook(self._zeros)
+        configured["optimizer"].register_step_post_hook(lambda *_: self.hold_zeros())
         return configured
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        if self._prune is not None and self.global_step in self._steps:
+            self._prune(self.network, self._steps[self.global_step])
+            self._zeros = None
+        if self._zeros is None:  # here, because a checkpoint's weights, with their zeros, are loaded by now
+            self._zeros = FixedZeros(self.network)
+
+    def hold_zeros(self) -> None:
+        """Set to zero again what is pruned by now."""
+        if self._zeros is not None:
+            self._zeros()
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         recipe = self.recipe

@@ -15,6 +15,9 @@ class DistillationRecipe(OptimizerRecipe):
     """Settings of a recovery: reconstruction, batch-norm re-estimation, then distillation from the teacher.
 
     Attributes:
+        gradual: share of the updates over which the student is pruned, in steps, as it learns (Zhu and Gupta 2017); it
+            then starts as its teacher. 0: it is pruned at once, before. A student whose shape pruning changes, that has
+            no amount to rise, or that is given as it is, is always pruned before.
         updates: as in `OptimizerRecipe`; 0 leaves it with what comes before the distillation.
         reconstruct: first solve every pruned layer against the teacher's output (`dfkd.distillation.reconstruct`).
         reestimate_batch_norm: before the first step, set the student's batch-norm statistics to those of the images.
@@ -29,6 +32,7 @@ class DistillationRecipe(OptimizerRecipe):
             0: the last weights are.
     """
 
+    gradual: float = 0.5
     updates: int = 1000
     reconstruct: bool = False
     reestimate_batch_norm: bool = True
@@ -49,6 +53,7 @@ class DistillationRecipe(OptimizerRecipe):
         for option in ("logits_weight", "label_weight", "feature_weight"):
             require(getattr(self, option) >= 0, f"distillation.{option}", getattr(self, option), "0 or more")
         require(0 <= self.weight_averaging < 1, "distillation.weight_averaging", self.weight_averaging, "in [0, 1)")
+        require(0 <= self.gradual < 1, "distillation.gradual", self.gradual, "in [0, 1)")
         require(0 <= self.mixup <= 1, "distillation.mixup", self.mixup, "in [0, 1]")
         require(
             self.batch_norm in BATCH_NORM_MODES,

@@ -5,7 +5,7 @@ Reconstruction, batch-norm re-estimation and distillation, each where the recipe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -34,11 +34,13 @@ def recover_student(
     options: TrainerOptions,
     loggers: Sequence[Logger] = (),
     stage: str = "recover",
+    prune: Callable[[nn.Module, float], None] | None = None,
 ) -> list[dict[str, float]]:
     """Bring `student` back towards `teacher`, in place; its zero weights stay zero.
 
     Args:
-        student: a pruned network in the teacher's shape, or any network with as many classes.
+        student: a pruned network in the teacher's shape, or any network with as many classes; with `prune`, the one
+            to be pruned.
         teacher: what it learns from; left as it was.
         data: streams `(images, labels)`; the labels are not used.
         recipe: what to do.
@@ -47,6 +49,7 @@ def recover_student(
         options: where to compute.
         loggers: told the course of the training.
         stage: name of this recovery in logs.
+        prune: prunes a network in place to a share of the final amount; the student is then pruned as it learns.
 
     Returns:
         The course of the training: rows of `update` and the losses.
@@ -58,9 +61,11 @@ def recover_student(
             reestimate_on(student, data.one_pass(), options)
         if not recipe.updates:
             return []
-        module = DistillationModule(student, teacher, recipe, seed, stage)
+        module = DistillationModule(student, teacher, recipe, seed, stage, prune)
         averaging = [EMAWeightAveraging(decay=recipe.weight_averaging)] if recipe.weight_averaging else []
-        return fit(module, data, directory, options, loggers, averaging)
+        history = fit(module, data, directory, options, loggers, averaging)
+        module.hold_zeros()  # an average remembers what was pruned on the way
+        return history
 
 
 def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:

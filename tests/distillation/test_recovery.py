@@ -13,11 +13,12 @@ from torch import nn
 import dfkd
 from dfkd.distillation import DistillationModule, DistillationRecipe, distillation_loss, reestimate_batch_norm
 from dfkd.distillation.losses import feature_error, matched_features
+from dfkd.distillation.module import pruning_steps
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamDataModule, Dreams
 from dfkd.errors import ConfigError, TrainingError
 from dfkd.models import batch_norm_layers
-from dfkd.pruning import prune_filters, sparsity
+from dfkd.pruning import prune_by_global_magnitude, prune_filters, sparsity
 from dfkd.training.fit import TrainerOptions
 
 CPU = TrainerOptions(accelerator="cpu")
@@ -149,14 +150,19 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("averaging", [0.0, 0.9])
-def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch, averaging):
-    settings = recipe(updates=20, weight_averaging=averaging)
+@pytest.mark.parametrize("changes", [{}, {"weight_averaging": 0.9}, {"gradual": 0.9}], ids=str)
+def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch, changes):
+    settings = recipe(updates=20, **changes)
     options = TrainerOptions(accelerator="cpu", checkpoint_updates=4)  # not a multiple of the 3 batches of a pass
 
     def run(directory):
-        student = dfkd.prune(teacher, 0.8)
-        history = recover_student(student, teacher, DreamDataModule(dreams, 16, 20), settings, 3, directory, options)
+        gradual = "gradual" in changes
+        student = copy.deepcopy(teacher) if gradual else dfkd.prune(teacher, 0.8)
+        history = recover_student(
+            student, teacher, DreamDataModule(dreams, 16, 20), settings, 3, directory, options,
+            prune=(lambda network, share: prune_by_global_magnitude(network, 0.8 * share)) if gradual else None,
+        )  # fmt: skip
+        assert sparsity(student) == pytest.approx(0.8, abs=2e-3)
         return student.state_dict(), history
 
     whole, whole_history = run(tmp_path / "whole")
@@ -241,3 +247,31 @@ def test_averaged_weights_are_the_moving_average_of_every_update_and_keep_the_ze
         expected = 0.5 * expected + 0.5 * weight
     torch.testing.assert_close(averaged.conv1.weight.detach(), expected)
     assert sparsity(averaged) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_pruning_rises_by_a_cubic_to_all_of_it():
+    steps = pruning_steps(1000, 0.5)
+    assert len(steps) == 25 and max(steps) == 500 and steps[500] == 1
+    assert steps[100] == pytest.approx(1 - (1 - 0.2) ** 3)
+    assert list(steps.values()) == sorted(steps.values())
+    assert pruning_steps(1, 0.5) == {0: 1}
+
+
+def test_a_student_pruned_as_it_learns_chooses_by_what_it_has_learned(teacher, dreams, tmp_path):
+    images, seen = dreams.images.float(), []
+
+    def prune(network, share):
+        prune_by_global_magnitude(network, 0.9 * share)
+        seen.append(sparsity(network))
+
+    def distance(student) -> float:
+        with torch.no_grad():
+            return distillation_loss(student(images), teacher(images), 3.0).item()
+
+    student, at_once = copy.deepcopy(teacher), dfkd.prune(teacher, 0.9)
+    settings = recipe(updates=60, learning_rate=0.05, gradual=0.5)
+    recover_student(student, teacher, DreamDataModule(dreams, 16, 60), settings, 0, tmp_path, CPU, prune=prune)
+    assert seen == sorted(seen) and len(seen) == 25
+    assert sparsity(student) == pytest.approx(0.9, abs=2e-3)
+    assert not torch.equal(student.layer2[0].conv1.weight == 0, at_once.layer2[0].conv1.weight == 0)
+    assert distance(student) < 0.5 * distance(at_once)
