@@ -83,6 +83,18 @@ def test_the_exported_student_is_plain_and_its_zeros_are_in_place(finished):
     assert sum(int(row["zeros"]) for row in rows) == zeros
 
 
+def test_the_student_is_pruned_as_it_learns_and_what_pruning_at_once_leaves_is_the_yardstick(finished):
+    result, networks = result_of(finished), {}
+    for name in ("teacher", "prune", "recover"):
+        file = finished / "artifacts" / result["artifacts"][name] / "weights.safetensors"
+        networks[name] = dfkd.load_student(file, CifarResNet(8, in_channels=1, width=8))
+    at_once = dfkd.prune(networks["teacher"], 0.9)
+    zeros = {name: network.layer1[0].conv1.weight == 0 for name, network in networks.items()}
+    assert torch.equal(zeros["prune"], at_once.layer1[0].conv1.weight == 0)
+    assert not torch.equal(zeros["recover"], zeros["prune"])
+    assert result["recovered"]["sparsity"] == pytest.approx(result["pruned"]["sparsity"], abs=1e-3)
+
+
 def test_the_accuracy_in_the_result_is_that_of_the_exported_file(finished, spec):
     from dfkd.real_data import Purpose, digits
 

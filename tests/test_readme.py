@@ -13,6 +13,7 @@ from inversion_step import table
 from recovery_against_time import page
 
 from dfkd import config
+from dfkd.reporting.report import write_report
 from dfkd.reporting.result import summary, table_rows
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [line.split("#")[0].strip() for line in SHELL.splitlines() if line.startswith("dfkd ")]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*.json"))
+STUDIES = sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -44,6 +46,13 @@ def test_every_table_is_that_of_a_recorded_result(path):
     for row in table_rows(result):
         assert "| " + " | ".join(row) + " |" in README
     assert summary(result) in README.replace("\n", " ")
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_every_report_is_that_of_the_recorded_runs(study, tmp_path):
+    lines = write_report([study], tmp_path).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) > 2 and "\n".join(table) in README
 
 
 def test_the_map_and_the_pictures_name_what_is_there():
