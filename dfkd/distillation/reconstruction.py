@@ -1,4 +1,7 @@
-"""Layer-by-layer reconstruction: each pruned layer solved against the teacher's output, without training."""
+"""Layer-by-layer reconstruction: each pruned layer solved against the teacher's output, without training.
+
+As post-training pruning does with calibration images (Frantar and Alistarh 2022), here on dreams.
+"""
 
 from __future__ import annotations
 
