@@ -40,7 +40,7 @@ class DistillationRecipe(OptimizerRecipe):
     temperature: float = 3.0
     logits_weight: float = 1.0
     label_weight: float = 0.0
-    feature_weight: float = 10.0
+    feature_weight: float = 30.0
     mixup: float = 0.5
     weight_averaging: float = 0.0
 
