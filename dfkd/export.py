@@ -23,13 +23,13 @@ from dfkd.reporting.run_directory import STUDENT
 ImageShape = tuple[int, int, int]
 
 
-def export_onnx(student: nn.Module, path: Path, image_shape: ImageShape) -> float:
+def export_onnx(student: nn.Module, path: Path, image_shape: ImageShape) -> dict[str, float]:
     """Write `student` as ONNX: `images` (batch, C, H, W) in normalised input space to `logits` (batch, classes).
 
     The batch may have any size. The file is run by onnxruntime on random images before it takes its place.
 
     Returns:
-        The largest difference to PyTorch's logits, in units of their largest size.
+        `largest_difference` to PyTorch's logits, in units of their largest size.
 
     Raises:
         ConfigError: a package that this needs is missing.
@@ -68,17 +68,18 @@ def export_onnx(student: nn.Module, path: Path, image_shape: ImageShape) -> floa
                 f"onnxruntime's logits of the exported {type(student).__name__} differ from PyTorch's by "
                 f"{max(differences):.2g} of their size; the file was not kept."
             )
-    return max(differences)
+    return {"largest_difference": max(differences)}
 
 
-def export_pytorch(student: nn.Module, path: Path, image_shape: ImageShape) -> float:
-    """Write the dense state dict of `student`, for `torch.load(path, weights_only=True)`; returns 0."""
+def export_pytorch(student: nn.Module, path: Path, image_shape: ImageShape) -> dict[str, float]:
+    """Write the dense state dict of `student`, for `torch.load(path, weights_only=True)`."""
     with replacing(path) as temporary:
         torch.save(student.state_dict(), temporary)
-    return 0.0
+    return {}
 
 
-FORMATS: dict[str, tuple[str, Callable[[nn.Module, Path, ImageShape], float]]] = {
+# By name: the file, and what writes it and returns what it measured.
+FORMATS: dict[str, tuple[str, Callable[[nn.Module, Path, ImageShape], dict[str, float]]]] = {
     "onnx": ("student.onnx", export_onnx),
     "pytorch": ("student.pt", export_pytorch),
 }
@@ -88,7 +89,7 @@ def export_run(run: Path, formats: Sequence[str], out: Path) -> dict[str, Any]:
     """Export the student of a finished run into `out`, and write `export.json` there.
 
     Returns:
-        Its content: by format, the file, its size in bytes, and how far it is from PyTorch's answers.
+        Its content: by format, the file, its size in bytes, and what was measured of it.
 
     Raises:
         ConfigError: `run` holds no finished run.
@@ -102,8 +103,8 @@ def export_run(run: Path, formats: Sequence[str], out: Path) -> dict[str, Any]:
     files = {}
     for name in formats:
         file, write = FORMATS[name]
-        difference = write(student, out / file, tuple(cfg.input.image_shape))
-        files[name] = {"file": file, "bytes": (out / file).stat().st_size, "largest_difference": difference}
+        measured = write(student, out / file, tuple(cfg.input.image_shape))
+        files[name] = {"file": file, "bytes": (out / file).stat().st_size, **measured}
     write_json(out / "export.json", files)
     return files
 

@@ -340,10 +340,10 @@ class Pipeline:
         self._obtain(name, "recovered", recipe, make)
 
     def _prunes_gradually(self, student: nn.Module, teacher: nn.Module) -> bool:
-        e = self.experiment
+        e, recipe = self.experiment, self.experiment.distillation
         shapes = [[value.shape for value in network.state_dict().values()] for network in (student, teacher)]
-        gradual = e.distillation.gradual > 0 and e.distillation.updates > 0 and e.rounds == 1
-        return gradual and "amount" in e.pruning_recipe and shapes[0] == shapes[1]
+        asked = recipe.gradual > 0 and recipe.updates > 0 and not recipe.reconstruct and e.rounds == 1
+        return asked and "amount" in e.pruning_recipe and shapes[0] == shapes[1]
 
     def _prune_share(self, network: nn.Module, share: float) -> None:
         prune = self.experiment.prune

@@ -16,8 +16,8 @@ class DistillationRecipe(OptimizerRecipe):
 
     Attributes:
         gradual: share of the updates over which the student is pruned, in steps, as it learns (Zhu and Gupta 2017); it
-            then starts as its teacher. 0: it is pruned at once, before. A student whose shape pruning changes, that has
-            no amount to rise, or that is given as it is, is always pruned before.
+            then starts as its teacher. 0: it is pruned at once, before; so it is where pruning changes its shape or has
+            no amount to rise, where it is reconstructed, in several rounds, and where the student is given.
         updates: as in `OptimizerRecipe`; 0 leaves it with what comes before the distillation.
         reconstruct: first solve every pruned layer against the teacher's output (`dfkd.distillation.reconstruct`).
         reestimate_batch_norm: before the first step, set the student's batch-norm statistics to those of the images.
