@@ -27,11 +27,12 @@ from dfkd.errors import ConfigError, DfkdError, require
 from dfkd.files import write_json, write_text
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
-from dfkd.pipeline import CONTROLS, STAGES, Experiment, Pipeline
+from dfkd.pruning.method import PruningMethod
 from dfkd.reporting import report
 from dfkd.reporting.result import summary, table_rows
 from dfkd.reporting.run_directory import TABLE_COLUMNS, log_run, write_run
 from dfkd.store import Store, check_writable
+from dfkd.tasks import CONTROLS, STAGES, Experiment, Recovery
 
 log = logging.getLogger("dfkd")
 
@@ -57,8 +58,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         model_recipe=config.plain(cfg.model),
         weights=cfg.teacher.weights,
         training=config.typed(cfg.teacher.training),
-        prune=partial(prune, **arguments),
-        pruning_recipe=config.plain(cfg.pruning),
+        pruning=PruningMethod(partial(prune, **arguments), config.plain(cfg.pruning)),
         inversion=config.typed(cfg.inversion),
         distillation=config.typed(cfg.distillation),
         rounds=cfg.rounds,
@@ -77,7 +77,7 @@ def _choices() -> dict[str, str]:
             if not str(group).startswith("hydra")}  # fmt: skip
 
 
-def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline]:
+def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Recovery]:
     """One job: check everything, then run the stages up to `cfg.stage` and write what they leave into `run_dir`.
 
     Returns:
@@ -90,7 +90,7 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline
     try:
         experiment = make_experiment(cfg)
         _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
-        pipeline = Pipeline(experiment, Store(Path(cfg.store)))
+        pipeline = Recovery(experiment, Store(Path(cfg.store)))
         pipeline.check()
         # From here on the directory is this run's: a result of an earlier one must not stand beside its configuration.
         (run_dir / "result.json").unlink(missing_ok=True)

@@ -55,7 +55,8 @@ def export_onnx(student: nn.Module, path: Path, image_shape: ImageShape) -> dict
                 )
         except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
             raise ModelError(f"PyTorch cannot export this {type(student).__name__} to ONNX: {error}") from error
-        assert program is not None
+        if program is None:
+            raise ModelError(f"PyTorch exported no ONNX program of this {type(student).__name__}.")
         program.save(str(temporary))
         session = onnxruntime.InferenceSession(temporary.read_bytes(), providers=["CPUExecutionProvider"])
         differences = []
@@ -98,7 +99,8 @@ def export_run(run: Path, formats: Sequence[str], out: Path) -> dict[str, Any]:
         if not (run / needed).is_file():
             raise ConfigError(f"dfkd export: {run} must be the folder of a finished run, but it has no {needed}.")
     cfg = OmegaConf.load(run / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"dfkd export: {run / 'config.yaml'} must hold a run's configuration, but it holds a list.")
     student = load_student(run / STUDENT, config.instantiate("model", cfg.model))
     files = {}
     for name in formats:

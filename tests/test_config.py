@@ -14,8 +14,8 @@ from dfkd import config
 from dfkd.app import make_experiment
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.models.input_spec import check_model
-from dfkd.pipeline import Pipeline
 from dfkd.store import Store
+from dfkd.tasks import Recovery
 
 CONF = Path(dfkd.conf.__file__).parent
 
@@ -131,7 +131,7 @@ TOO_SMALL = [
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_any_work(composed, overrides, message, tmp_path):
     with pytest.raises(DfkdError, match=message):
-        Pipeline(make_experiment(composed("experiment=demo", *overrides)), Store(tmp_path / "store")).check()
+        Recovery(make_experiment(composed("experiment=demo", *overrides)), Store(tmp_path / "store")).check()
     assert not (tmp_path / "store").exists()
 
 

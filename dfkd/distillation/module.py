@@ -14,6 +14,7 @@ from dfkd.distillation.losses import distillation_loss, matched_features
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.freezing import frozen
+from dfkd.pruning.schedule import cubic_share
 from dfkd.pruning.sparsity import FixedZeros
 from dfkd.training.augmentation import augment, mixup
 from dfkd.training.module import SeededTraining
@@ -22,8 +23,8 @@ PRUNINGS = 25  # steps in which a student is pruned while it learns
 
 
 def pruning_steps(updates: int, gradual: float) -> dict[int, float]:
-    """Which share of the final amount is pruned before which update: 1 - (1 - k / n)^3 at step k of n."""
-    steps = ((k * gradual * updates / PRUNINGS, 1 - (1 - k / PRUNINGS) ** 3) for k in range(1, PRUNINGS + 1))
+    """Which share of the final amount is pruned before which update."""
+    steps = ((k * gradual * updates / PRUNINGS, cubic_share(k, PRUNINGS)) for k in range(1, PRUNINGS + 1))
     return {int(update): share for update, share in steps}
 
 

@@ -67,7 +67,7 @@ def reconstruct(
             if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "padding_mode", "zeros") != "zeros":
                 log.info("Reconstruction leaves %s (%s) as it is.", name, type(layer).__name__)
                 continue
-            observed = _observe(student, teacher, name, batches)
+            observed = _observe(student, teacher, name, layer, batches)
             weight = weights[name]
             start = weight.unflatten(0, (len(observed.inputs), -1)).flatten(2)
             weight.copy_(solve(start, start != 0, observed).view_as(weight))
@@ -129,8 +129,9 @@ class _Seen(Exception):
     """Ends a forward at the layer that is looked at."""
 
 
-def _observe(student: nn.Module, teacher: nn.Module, name: str, batches: Sequence[Tensor]) -> Observed:
-    layer = student.get_submodule(name)
+def _observe(
+    student: nn.Module, teacher: nn.Module, name: str, layer: nn.Linear | nn.Conv2d, batches: Sequence[Tensor]
+) -> Observed:
     seen: dict[str, Tensor] = {}
 
     def see_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -145,29 +146,26 @@ def _observe(student: nn.Module, teacher: nn.Module, name: str, batches: Sequenc
         layer.register_forward_pre_hook(see_input),
         teacher.get_submodule(name).register_forward_hook(see_output),
     ]
-    count, inputs, outputs = 0, None, None
+    count, inputs, outputs = 0, torch.zeros(()), torch.zeros(())
     try:
         for number, images in enumerate(batches):
             for model in (student, teacher):
                 with contextlib.suppress(_Seen):
                     model(images)
             x, y = _rows(layer, seen["x"], seen["y"], derive_seed(0, "positions", number))
-            inputs = x @ x.mT if inputs is None else inputs.baddbmm_(x, x.mT)
-            outputs = y @ x.mT if outputs is None else outputs.baddbmm_(y, x.mT)
+            inputs, outputs = inputs + x @ x.mT, outputs + y @ x.mT
             count += x.shape[2]
     finally:
         for handle in handles:
             handle.remove()
-    assert inputs is not None and outputs is not None
     return Observed(inputs / count, outputs / count)
 
 
-def _rows(layer: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def _rows(layer: nn.Linear | nn.Conv2d, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Inputs (groups, D, N) and outputs without bias (groups, rows, N) of a layer at N places."""
     if isinstance(layer, nn.Linear):
         y = y if layer.bias is None else y - layer.bias
         return x.reshape(-1, x.shape[-1]).mT[None], y.reshape(-1, y.shape[-1]).mT[None]
-    assert isinstance(layer, nn.Conv2d)
     y = (y if layer.bias is None else y - layer.bias[:, None, None]).flatten(2)
     padded = F.pad(x, layer._reversed_padding_repeated_twice)  # also where padding is `same`
     patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)

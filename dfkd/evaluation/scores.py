@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from dfkd.models.freezing import frozen
+from dfkd.training.fit import TrainerOptions
+from dfkd.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,42 @@ class Scores:
     def as_dict(self) -> dict[str, float | None]:
         """The marks by name."""
         return asdict(self)
+
+
+def score(
+    models: dict[str, nn.Module],
+    held_out: Dataset | None,
+    test_images: Dataset | None,
+    num_classes: int,
+    options: TrainerOptions,
+) -> dict[str, Scores]:
+    """The marks of every network, by name; one of them is the `teacher`.
+
+    Args:
+        models: left as they were.
+        held_out: dreams that no network has learned from, (image, label); None: no agreement.
+        test_images: real images, (image, label); None: no accuracy.
+        num_classes: of the labels.
+        options: where to compute.
+    """
+    device = options.torch_device()
+    answers: dict[str, Tensor] = {}
+    accuracies: dict[str, float] = {}
+    with Progress("evaluate", len(models), "networks") as progress:
+        for name, model in models.items():
+            if held_out is not None:
+                answers[name], _ = predict(model, held_out, device)
+            if test_images is not None:
+                predictions, labels = predict(model, test_images, device, options.num_workers)
+                accuracies[name] = accuracy(predictions, labels, num_classes)
+            progress.advance(1)
+    return {
+        name: Scores(
+            accuracy=accuracies.get(name),
+            agreement=agreement(answers[name], answers["teacher"]) if answers else None,
+        )
+        for name in models
+    }
 
 
 def predict(model: nn.Module, dataset: Dataset, device: torch.device, num_workers: int = 0) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dfkd.pipeline import STAGES, Pipeline
+from dfkd.tasks import STAGES, Recovery
 from dfkd.training.progress import duration
 
 # Names of the table's rows and the bars of recovery.png, in order.
@@ -24,7 +24,7 @@ NETWORKS = {
 
 
 def build_result(
-    pipeline: Pipeline, scores: dict[str, dict[str, float | None]], sizes: dict[str, int]
+    pipeline: Recovery, scores: dict[str, dict[str, float | None]], sizes: dict[str, int]
 ) -> dict[str, Any]:
     """The content of `result.json`. Accuracies and agreements are in [0, 1], None where they cannot be known.
 
@@ -41,6 +41,7 @@ def build_result(
         stage = name.split("_")[0]
         stages[stage if stage in stages else "controls"] += artifact.seconds
     stages = {stage: round(seconds, 2) for stage, seconds in stages.items()}
+    teacher_cost, pruned_cost, recovered_cost = pipeline.costs("teacher", "prune", "recover")
     accuracy = {name: marks["accuracy"] for name, marks in mark.items()}
     return {
         "experiment": e.name,
@@ -49,10 +50,10 @@ def build_result(
         "teacher": {
             "accuracy": accuracy["teacher"],
             "weights": Path(e.weights).name if e.weights else "trained here",
-            **pipeline.cost("teacher"),
+            **teacher_cost,
         },
-        "pruned": {**mark["pruned"], **pipeline.cost("prune")},
-        "recovered": {**mark["recovered"], **pipeline.cost("recover"), "bytes": sizes},
+        "pruned": {**mark["pruned"], **pruned_cost},
+        "recovered": {**mark["recovered"], **recovered_cost, "bytes": sizes},
         "controls": {name: accuracy[name] for name in ("batchnorm", "noise", "real")},
         "controls_agreement": {name: mark[name]["agreement"] for name in ("batchnorm", "noise", "real")},
         "recovery": recovery(accuracy["teacher"], accuracy["pruned"], accuracy["recovered"]),

@@ -12,17 +12,17 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dfkd.files import write_json, write_text
 from dfkd.models.student_file import save_student
-from dfkd.pipeline import Pipeline
 from dfkd.pruning.sparsity import layer_sparsity
 from dfkd.reporting.figures import dream_grid, recovery_bars, save_figure
 from dfkd.reporting.result import bars, build_result, table_rows
+from dfkd.tasks import Recovery
 
 STUDENT = "student.safetensors"
 PACKED_STUDENT = "student.packed.safetensors"
 TABLE_COLUMNS = ["network", "sparsity", "accuracy", "agreement"]
 
 
-def write_run(pipeline: Pipeline, scores: dict[str, Any], directory: Path) -> dict[str, Any]:
+def write_run(pipeline: Recovery, scores: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Write everything but the log and `config.yaml`; `result.json` comes last, so that it tells a finished run.
 
     Returns:
@@ -58,7 +58,7 @@ def log_run(result: dict[str, Any], directory: Path, loggers: Sequence[Logger]) 
             logger.experiment.summary.update(_numbers(result))
 
 
-def _metrics(pipeline: Pipeline) -> Iterable[list[Any]]:
+def _metrics(pipeline: Recovery) -> Iterable[list[Any]]:
     for stage, artifact in pipeline.artifacts.items():
         for row in artifact.notes.get("history", []):
             step = row.get("update", row.get("iteration"))

@@ -1,0 +1,125 @@
+"""All that determines a run's result, and what can be known to be wrong with it before the work begins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from dfkd.distillation.recipe import DistillationRecipe
+from dfkd.distillation.reconstruction import require_teachers_shapes
+from dfkd.errors import ConfigError, DfkdError
+from dfkd.inversion.recipe import InversionRecipe
+from dfkd.models.batch_norm import require_batch_norm
+from dfkd.models.input_spec import InputSpec, check_model
+from dfkd.models.weights import load_teacher_weights
+from dfkd.pruning.method import PruningMethod
+from dfkd.real_data import RealImages
+from dfkd.training.fit import TrainerOptions
+from dfkd.training.teacher import TeacherRecipe
+
+CONTROLS = ("noise", "real")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that determines a run's result, as plain objects.
+
+    Attributes:
+        name: for people.
+        seed: of everything random.
+        spec: the teacher's input and classes.
+        build_model: makes the network with random weights.
+        model_recipe: what `build_model` makes, as plain JSON.
+        weights: the teacher's weights: a file, `torchvision:NAME`, or None to train it.
+        training: how to train the teacher, where it has no weights.
+        pruning: what makes the student out of a copy of the teacher.
+        rounds: of pruning and recovery. With more than one, the pruning's amount rises over the rounds; each recovery
+            continues from the last one's student.
+        inversion: how to dream.
+        distillation: how to recover.
+        controls: which of `CONTROLS` to train beside the student: the same recovery on noise, on real images.
+        data: the real images, or None.
+        options: where and how precisely to compute.
+        choices: names of the configuration's choices by group, for tables.
+    """
+
+    name: str
+    seed: int
+    spec: InputSpec
+    build_model: Callable[[], nn.Module]
+    model_recipe: dict[str, Any]
+    weights: str | None
+    training: TeacherRecipe
+    pruning: PruningMethod
+    inversion: InversionRecipe
+    distillation: DistillationRecipe
+    rounds: int = 1
+    controls: tuple[str, ...] = CONTROLS
+    data: RealImages | None = None
+    options: TrainerOptions = field(default_factory=TrainerOptions)
+    choices: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def real_images(self) -> RealImages:
+        """The real images (`ConfigError` where there are none)."""
+        if self.data is None:
+            raise ConfigError("data=none: this step needs real images.")
+        return self.data
+
+    def check(self) -> None:
+        """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""
+        model = self.build_model()
+        self._check_inversion(model)
+        if self.weights is not None:
+            load_teacher_weights(model, self.weights, self.model_recipe)
+        elif self.data is None:
+            raise ConfigError(
+                "teacher.weights is null and data=none: there is neither a trained teacher nor data to train one on. "
+                "Give teacher.weights=FILE, or a data group."
+            )
+        self._check_pruning(model)
+        if self.distillation.batch_size > self.inversion.num_images:
+            raise ConfigError(
+                f"distillation.batch_size must be at most inversion.num_images ({self.inversion.num_images}), got "
+                f"{self.distillation.batch_size}."
+            )
+        if self.data is None and not self.inversion.num_held_out:
+            raise ConfigError(
+                "inversion.num_held_out must be 1 or more with data=none, got 0: held-out dreams are all that can "
+                "judge the student then."
+            )
+
+    def _check_inversion(self, model: nn.Module) -> None:
+        recipe = self.inversion
+        recipe.weights_of(list(require_batch_norm(model)))
+        check_model(model, self.spec)
+        if recipe.half_resolution_iterations:
+            channels, height, width = self.spec.image_shape
+            try:
+                check_model(model, replace(self.spec, image_shape=(channels, height // 2, width // 2)))
+            except DfkdError as error:
+                raise ConfigError(
+                    f"inversion.half_resolution_iterations must be 0 for this network, got "
+                    f"{recipe.half_resolution_iterations}: it does not work at half its input size. {error}"
+                ) from error
+        if recipe.competition_weight:
+            raise ConfigError(
+                f"inversion.competition_weight is {recipe.competition_weight}, but the dreams of this pipeline "
+                "are made before there is a student to compete with. Set it to 0."
+            )
+
+    def _check_pruning(self, teacher: nn.Module) -> None:
+        student = copy.deepcopy(teacher)
+        self.pruning.apply(student, teacher, lambda: torch.randn(8, *self.spec.image_shape))
+        if self.distillation.reconstruct:
+            require_teachers_shapes(student, teacher)
+        if self.rounds > 1 and self.pruning.amount is None:
+            raise ConfigError(
+                f"rounds must be 1 with pruning._target_={self.pruning.recipe.get('_target_')}, got {self.rounds}: it "
+                "has no amount that could rise from round to round."
+            )

@@ -1,0 +1,136 @@
+"""The stages that every task begins with, teacher -> dream, and how stages find their products in the store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from dfkd.dreams import DreamBank, Dreams
+from dfkd.files import file_checksum, save_tensors
+from dfkd.inversion.invert import fill_bank
+from dfkd.inversion.plan import plan_batches
+from dfkd.models.student_file import load_student
+from dfkd.models.weights import load_teacher_weights
+from dfkd.real_data import Purpose
+from dfkd.real_data.datamodule import RealDataModule
+from dfkd.seeding import derive_seed
+from dfkd.store import Artifact, Store
+from dfkd.tasks.experiment import Experiment
+from dfkd.training.fit import fit
+from dfkd.training.progress import duration
+from dfkd.training.teacher import TeacherTraining
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass
+class Pipeline:
+    """Runs the stages of an experiment that are missing from the store. A task adds its own to `stages`.
+
+    Attributes:
+        experiment: what to do.
+        store: where products are found and kept.
+        loggers: told the course of every stage; of a stage that was found, the course it had.
+        artifacts: the products so far, by stage or control.
+    """
+
+    experiment: Experiment
+    store: Store
+    loggers: Sequence[Logger] = ()
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+
+    stages: ClassVar[tuple[str, ...]] = ("teacher", "dream")
+
+    def check(self) -> None:
+        """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""
+        self.experiment.check()
+        self.store.check_writable()
+
+    def run(self, last: str = "evaluate") -> dict[str, Any] | None:
+        """Run all stages up to `last`; after `evaluate`, the scores and counts that make up the result."""
+        for stage in self.stages[: self.stages.index(last) + 1]:
+            started = time.monotonic()
+            log.info("%s ...", stage)
+            getattr(self, f"_{stage}")()
+            reused = self.artifacts[stage].reused
+            log.info("%s: %s", stage, "found in the store" if reused else duration(time.monotonic() - started))
+        return self.artifacts["evaluate"].notes if last == "evaluate" else None
+
+    def _teacher(self) -> None:
+        e = self.experiment
+        recipe: dict[str, Any] = {"model": e.model_recipe}
+        if e.weights is None:
+            recipe |= {"training": asdict(e.training), "data": e.real_images.fingerprint, "input": asdict(e.spec)}
+            recipe |= {"seed": e.seed, "precision": e.options.precision}
+        elif e.weights.startswith("torchvision:"):
+            recipe |= {"weights": e.weights}
+        else:
+            recipe |= {"weights": file_checksum(Path(e.weights))}
+
+        def make(directory: Path) -> dict[str, Any]:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(e.seed, "teacher"))
+                teacher = e.build_model()
+            history = []
+            if e.weights is not None:
+                load_teacher_weights(teacher, e.weights, e.model_recipe)
+            else:
+                images = e.real_images.open(Purpose.TEACHER_TRAINING)
+                stream = e.training.batch_size, e.training.updates, e.seed
+                data = RealDataModule(images, *stream, e.options.num_workers)
+                module = TeacherTraining(teacher, e.training, e.seed, "teacher")
+                history = fit(module, data, directory, e.options, self.loggers)
+            save_tensors(directory / WEIGHTS, teacher.state_dict())
+            return {"history": history}
+
+        self._obtain("teacher", "teacher", recipe, make)
+
+    def _dream(self) -> None:
+        e = self.experiment
+        recipe = {
+            "teacher": self.artifacts["teacher"].key,
+            "input": asdict(e.spec),
+            "inversion": asdict(e.inversion),
+            "seed": e.seed,
+            "precision": e.options.precision,
+        }
+
+        def make(directory: Path) -> dict[str, Any]:
+            teacher = self.network("teacher")
+            dreams, history = fill_bank(
+                teacher, e.inversion, e.spec, e.seed, directory, e.options, loggers=self.loggers
+            )
+            targeted = e.inversion.label_loss != "entropy"
+            return {"teacher_accuracy": dreams.teacher_accuracy if targeted else None, "history": history}
+
+        self._obtain("dream", "dreams", recipe, make)
+
+    def network(self, artifact: str) -> nn.Module:
+        """The network of the artifact made by a stage or control."""
+        with torch.random.fork_rng():
+            model = self.experiment.build_model()
+        return load_student(self.artifacts[artifact].directory / WEIGHTS, model)
+
+    def dreams(self) -> Dreams:
+        """The dreams, training and held-out."""
+        e = self.experiment
+        count = len(plan_batches(e.inversion, e.spec.num_classes, e.seed))
+        return DreamBank(self.artifacts["dream"].directory).load(count, e.inversion.num_held_out)[0]
+
+    def _obtain(self, name: str, kind: str, recipe: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> None:
+        artifact = self.store.obtain(kind, recipe, make)
+        self.artifacts[name] = artifact
+        if artifact.reused:
+            for index, row in enumerate(artifact.notes.get("history", [])):
+                for logger in self.loggers:
+                    logger.log_metrics({f"{name}/{key}": value for key, value in row.items()}, index)
