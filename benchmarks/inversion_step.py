@@ -36,7 +36,7 @@ from dfkd.files import write_json, write_text
 from dfkd.inversion import InversionModule, InversionRecipe, inversion_objective, optimise
 from dfkd.inversion.gradient import ObjectiveGradient
 from dfkd.inversion.plan import PlannedBatch
-from dfkd.models import CifarResNet, torchvision_model
+from dfkd.models import CifarResNet, InputSpec, torchvision_model
 from dfkd.training.fit import TrainerOptions, quiet_lightning
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +184,9 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
+SPEC = InputSpec((3, 32, 32), 10, (0.0,) * 3, (1.0,) * 3)
+
+
 def lightning_overhead(directory: Path, rounds: int = 3) -> dict[str, float]:
     """Seconds that Lightning and the bank add to a batch, beside the bare loop over the same batches."""
     model = network("resnet20")
@@ -197,7 +200,7 @@ def lightning_overhead(directory: Path, rounds: int = 3) -> dict[str, float]:
                 optimise(torch.randn(32, 3, 32, 32, generator=generator), batch.labels, objective, generator)
 
     def fitted() -> None:
-        module = InversionModule(model, recipe, DreamBank(directory), (3, 32, 32), batches, 8, compile="never")
+        module = InversionModule(model, recipe, DreamBank(directory), SPEC, batches, 8, compile="never")
         with quiet_lightning():
             TrainerOptions(accelerator="cpu").make_trainer(max_epochs=1).fit(module)
 

@@ -61,6 +61,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         pruning=PruningMethod(partial(prune, **arguments), config.plain(cfg.pruning)),
         inversion=config.typed(cfg.inversion),
         distillation=config.typed(cfg.distillation),
+        streaming=config.typed(cfg.streaming),
         rounds=cfg.rounds,
         controls=tuple(cfg.controls),
         data=config.instantiate("data", cfg.data, spec),

@@ -20,6 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.inversion.recipe import InversionRecipe
+from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.teacher import TeacherRecipe
 
@@ -63,6 +64,7 @@ class Schema:
     controls: list[str] = field(default_factory=lambda: ["noise", "real"])
     inversion: InversionRecipe = field(default_factory=InversionRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
+    streaming: StreamingRecipe = field(default_factory=StreamingRecipe)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     logger: dict[str, Any] = MISSING
 
@@ -70,7 +72,8 @@ class Schema:
 def register() -> None:
     """Make the schema and the resolvers known to Hydra and OmegaConf."""
     schema = OmegaConf.structured(Schema)
-    for recipe in (schema.teacher.training, schema.inversion, schema.distillation, schema.trainer):
+    recipes = schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.trainer
+    for recipe in recipes:
         OmegaConf.set_readonly(recipe, False)  # frozen as objects, but still to be composed
     ConfigStore.instance().store(name="schema", node=schema)
     OmegaConf.register_new_resolver("dfkd.run_dir", _run_dir, replace=True)

@@ -148,8 +148,17 @@ def test_the_hash_tells_results_apart_and_ignores_where_they_go(composed):
     assert config.config_hash(composed("experiment=demo", "pruning.amount=0.5")) != base
 
 
+RECIPES = (
+    config.InversionRecipe,
+    config.DistillationRecipe,
+    config.StreamingRecipe,
+    config.TeacherRecipe,
+    config.TrainerOptions,
+)
+
+
 def test_every_option_of_a_recipe_is_documented():
-    for recipe in (config.InversionRecipe, config.DistillationRecipe, config.TeacherRecipe, config.TrainerOptions):
+    for recipe in RECIPES:
         documented = " ".join(cls.__doc__ or "" for cls in recipe.__mro__)
         for option in recipe.__dataclass_fields__:
             assert f"{option}:" in documented, f"{recipe.__name__}.{option}"

@@ -58,10 +58,9 @@ def fill_bank(
             teacher,
             recipe,
             bank,
-            spec.image_shape,
+            spec,
             [plan[number] for number in missing],
             len(plan),
-            spec.valid_range(),
             student,
             options.compile,
         )

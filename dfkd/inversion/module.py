@@ -8,16 +8,17 @@ from typing import Any
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
-from dfkd.dreams.bank import DreamBank, Dreams
-from dfkd.errors import InversionError
-from dfkd.inversion.engine import OnCheck, optimise
+from dfkd.dreams.bank import DreamBank
+from dfkd.inversion.batch import dream_batch
+from dfkd.inversion.engine import OnCheck
 from dfkd.inversion.gradient import ObjectiveGradient, worth_compiling
 from dfkd.inversion.objective import InversionObjective, inversion_objective
 from dfkd.inversion.plan import PlannedBatch
 from dfkd.inversion.recipe import InversionRecipe
+from dfkd.models.input_spec import InputSpec
 
 
 class InversionModule(lightning.LightningModule):
@@ -30,10 +31,9 @@ class InversionModule(lightning.LightningModule):
         teacher: the network to invert; left as it was.
         recipe: the objective and its optimisation.
         bank: where finished batches go.
-        image_shape: (C, H, W).
+        spec: the teacher's input.
         batches: what to make.
         num_planned: batches of the whole bank, whether or not they are still to be made.
-        valid_range: lowest and highest valid input, each (C, 1, 1); used where `recipe.clip`.
         student: the network to compete with where `recipe.competition_weight` is above 0.
         compile: `always`, `never`, or `auto`: where it saves more time than it costs.
         on_check: called now and then with the iterations done on the batch in hand and the terms' values.
@@ -47,10 +47,9 @@ class InversionModule(lightning.LightningModule):
         teacher: nn.Module,
         recipe: InversionRecipe,
         bank: DreamBank,
-        image_shape: tuple[int, int, int],
+        spec: InputSpec,
         batches: Sequence[PlannedBatch],
         num_planned: int,
-        valid_range: tuple[Tensor, Tensor] | None = None,
         student: nn.Module | None = None,
         compile: str = "auto",
         on_check: OnCheck | None = None,
@@ -61,12 +60,9 @@ class InversionModule(lightning.LightningModule):
         self.student = student
         self.recipe = recipe
         self.bank = bank
-        self.image_shape = tuple(image_shape)
+        self.spec = spec
         self.batches = list(batches)
         self.num_planned = num_planned
-        self.valid_range = valid_range if recipe.clip else None
-        if recipe.clip and recipe.clip_limit:
-            self.valid_range = torch.tensor(-recipe.clip_limit), torch.tensor(recipe.clip_limit)
         self.compile_when = compile
         self.on_check = on_check
         self.held: ExitStack | None = None
@@ -94,41 +90,16 @@ class InversionModule(lightning.LightningModule):
             self.held = None
 
     def training_step(self, batch: PlannedBatch, batch_idx: int) -> None:
-        generator = torch.Generator().manual_seed(batch.seed)
-        noise = torch.randn(len(batch.labels), *self.image_shape, generator=generator).to(self.device)
-        labels = batch.labels.to(self.device)
-        valid_range = None
-        if self.valid_range is not None:
-            valid_range = (self.valid_range[0].to(self.device), self.valid_range[1].to(self.device))
-        try:
-            result = optimise(noise, labels, self.gradient, generator, valid_range, self._report(batch.number))
-        except InversionError as error:
-            raise InversionError(f"Batch {batch.number}: {error} It was not stored.") from error
-        self.bank.write(batch.number, self._judge(result.images, labels), result.history)
+        self.bank.write(batch.number, *dream_batch(self.gradient, batch, self.spec, self._report(batch.number)))
 
     def _compiled_batch(self, objective: InversionObjective) -> int | None:
         size = min(self.recipe.batch_size, self.recipe.num_images)
         if self.compile_when == "auto":
-            images = torch.zeros(size, *self.image_shape, device=self.device)
+            images = torch.zeros(size, *self.spec.image_shape, device=self.device)
             pays = worth_compiling(objective, images, self.recipe.total_iterations * self.num_planned)
         else:
             pays = self.compile_when == "always"
         return size if pays else None
-
-    def _judge(self, images: Tensor, labels: Tensor) -> Dreams:
-        images = images.half()
-        if not images.isfinite().all():
-            raise InversionError(
-                "The images left the range of their float16 storage. Set inversion.clip=true or raise "
-                "inversion.l2_weight. The batch was not stored."
-            )
-        with torch.no_grad(), self.gradient.objective.recorded():
-            probabilities = torch.cat([self.teacher(part.float()) for part in images.split(64)]).float().softmax(dim=1)
-        predictions = probabilities.argmax(dim=1)
-        if self.recipe.label_loss == "entropy":
-            labels = predictions
-        confidence = probabilities.gather(1, labels[:, None]).squeeze(1)
-        return Dreams(images.cpu(), labels.cpu(), predictions.cpu(), confidence.cpu())
 
     def _report(self, index: int) -> OnCheck:
         def report(iteration: int, terms: dict[str, float]) -> None:

@@ -19,6 +19,7 @@ from dfkd.models.input_spec import InputSpec, check_model
 from dfkd.models.weights import load_teacher_weights
 from dfkd.pruning.method import PruningMethod
 from dfkd.real_data import RealImages
+from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.teacher import TeacherRecipe
 
@@ -40,8 +41,9 @@ class Experiment:
         pruning: what makes the student out of a copy of the teacher.
         rounds: of pruning and recovery. With more than one, the pruning's amount rises over the rounds; each recovery
             continues from the last one's student.
-        inversion: how to dream.
+        inversion: how to dream; its `competition_weight` is for the dreams that are streamed.
         distillation: how to recover.
+        streaming: how the bank of dreams grows during the recovery.
         controls: which of `CONTROLS` to train beside the student: the same recovery on noise, on real images.
         data: the real images, or None.
         options: where and how precisely to compute.
@@ -58,6 +60,7 @@ class Experiment:
     pruning: PruningMethod
     inversion: InversionRecipe
     distillation: DistillationRecipe
+    streaming: StreamingRecipe = field(default_factory=StreamingRecipe)
     rounds: int = 1
     controls: tuple[str, ...] = CONTROLS
     data: RealImages | None = None
@@ -70,6 +73,17 @@ class Experiment:
         if self.data is None:
             raise ConfigError("data=none: this step needs real images.")
         return self.data
+
+    @property
+    def first_inversion(self) -> InversionRecipe:
+        """How to make the dreams that are made before there is a student to compete with."""
+        return replace(self.inversion, competition_weight=0.0)
+
+    @property
+    def num_images(self) -> int:
+        """Dreams that train the student, those that are streamed among them."""
+        streamed = self.streaming.new_batches(self.distillation.updates)
+        return self.inversion.num_images + streamed * self.inversion.batch_size
 
     def check(self) -> None:
         """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""
@@ -107,10 +121,10 @@ class Experiment:
                     f"inversion.half_resolution_iterations must be 0 for this network, got "
                     f"{recipe.half_resolution_iterations}: it does not work at half its input size. {error}"
                 ) from error
-        if recipe.competition_weight:
+        if recipe.competition_weight and not self.streaming.every:
             raise ConfigError(
-                f"inversion.competition_weight is {recipe.competition_weight}, but the dreams of this pipeline "
-                "are made before there is a student to compete with. Set it to 0."
+                f"inversion.competition_weight is {recipe.competition_weight}, but all dreams are made before there is "
+                "a student to compete with. Set it to 0, or stream dreams with streaming.every=K."
             )
 
     def _check_pruning(self, teacher: nn.Module) -> None:

@@ -41,12 +41,14 @@ class Pipeline:
         experiment: what to do.
         store: where products are found and kept.
         loggers: told the course of every stage; of a stage that was found, the course it had.
+        on_growth: told each batch of dreams that is made while the student learns, and its row of the course.
         artifacts: the products so far, by stage or control.
     """
 
     experiment: Experiment
     store: Store
     loggers: Sequence[Logger] = ()
+    on_growth: Callable[[Dreams, dict[str, float]], None] | None = None
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
     stages: ClassVar[tuple[str, ...]] = ("teacher", "dream")
@@ -100,7 +102,7 @@ class Pipeline:
         recipe = {
             "teacher": self.artifacts["teacher"].key,
             "input": asdict(e.spec),
-            "inversion": asdict(e.inversion),
+            "inversion": asdict(e.first_inversion),
             "seed": e.seed,
             "precision": e.options.precision,
         }
@@ -108,7 +110,7 @@ class Pipeline:
         def make(directory: Path) -> dict[str, Any]:
             teacher = self.network("teacher")
             dreams, history = fill_bank(
-                teacher, e.inversion, e.spec, e.seed, directory, e.options, loggers=self.loggers
+                teacher, e.first_inversion, e.spec, e.seed, directory, e.options, loggers=self.loggers
             )
             targeted = e.inversion.label_loss != "entropy"
             return {"teacher_accuracy": dreams.teacher_accuracy if targeted else None, "history": history}
@@ -122,15 +124,22 @@ class Pipeline:
         return load_student(self.artifacts[artifact].directory / WEIGHTS, model)
 
     def dreams(self) -> Dreams:
-        """The dreams, training and held-out."""
+        """The dreams that were made before the student learned, training and held-out."""
         e = self.experiment
         count = len(plan_batches(e.inversion, e.spec.num_classes, e.seed))
         return DreamBank(self.artifacts["dream"].directory).load(count, e.inversion.num_held_out)[0]
+
+    def dream_files(self) -> list[Path]:
+        """The files of those of them that train the student."""
+        bank, e = DreamBank(self.artifacts["dream"].directory), self.experiment
+        return [bank.path(number) for number in range(-(-e.inversion.num_images // e.inversion.batch_size))]
 
     def _obtain(self, name: str, kind: str, recipe: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> None:
         artifact = self.store.obtain(kind, recipe, make)
         self.artifacts[name] = artifact
         if artifact.reused:
-            for index, row in enumerate(artifact.notes.get("history", [])):
+            rows = [(name, index, row) for index, row in enumerate(artifact.notes.get("history", []))]
+            rows += [("stream", int(row["update"]), row) for row in artifact.notes.get("stream", [])]
+            for stage, step, row in rows:
                 for logger in self.loggers:
-                    logger.log_metrics({f"{name}/{key}": value for key, value in row.items()}, index)
+                    logger.log_metrics({f"{stage}/{key}": value for key, value in row.items()}, step)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from dfkd.distillation.recover import recover_student, reestimate_on
-from dfkd.dreams import DreamDataModule, Dreams
+from dfkd.dreams import DreamBank, DreamDataModule, Dreams
 from dfkd.evaluation.controls import noise_images
 from dfkd.evaluation.scores import Scores, score
 from dfkd.models.cost import multiply_adds, parameters
@@ -23,8 +23,12 @@ from dfkd.pruning.schedule import cubic_share
 from dfkd.pruning.sparsity import nonzero_weights
 from dfkd.real_data import Purpose
 from dfkd.real_data.datamodule import RealDataModule, random_subset
+from dfkd.streaming import StreamingDreamDataModule
 from dfkd.tasks.pipeline import WEIGHTS, Pipeline
 from dfkd.training.data import SeededDataModule
+
+STREAMED = "streamed"
+MakeData = Callable[[nn.Module, nn.Module, Path], SeededDataModule]  # from student, teacher, and a folder to use
 
 STAGES = ("teacher", "dream", "prune", "recover", "evaluate")
 
@@ -38,16 +42,20 @@ class Recovery(Pipeline):
         self._prune_from("prune", "teacher")
 
     def _recover(self) -> None:
-        self._recover_on("recover", {"dreams": self.artifacts["dream"].key}, lambda: self._stream(self.dreams()))
+        e = self.experiment
+        images: dict[str, Any] = {"dreams": self.artifacts["dream"].key}
+        if e.streaming.every:
+            images |= {"streaming": asdict(e.streaming), "inversion": asdict(e.inversion)}
+        self._recover_on("recover", images, self._dream_stream if e.streaming.every else self._fixed_stream)
 
     def _evaluate(self) -> None:
         e = self.experiment
-        count = e.inversion.num_images
+        count = e.num_images
 
-        def noise() -> SeededDataModule:
+        def noise(*_: object) -> SeededDataModule:
             return self._stream(noise_images(count, e.spec.image_shape, e.seed))
 
-        def real() -> SeededDataModule:
+        def real(*_: object) -> SeededDataModule:
             images = random_subset(e.real_images.open(Purpose.REAL_DATA_CONTROL), count, e.seed)
             stream = e.distillation.batch_size, e.distillation.updates, e.seed
             return RealDataModule(images, *stream, e.options.num_workers)
@@ -97,7 +105,23 @@ class Recovery(Pipeline):
         recipe = self.experiment.distillation
         return DreamDataModule(dreams, recipe.batch_size, recipe.updates, self.experiment.seed)
 
-    def _recover_on(self, name: str, images: dict[str, Any], make_data: Callable[[], SeededDataModule]) -> None:
+    def _fixed_stream(self, *_: object) -> DreamDataModule:
+        return self._stream(self.dreams())
+
+    def _dream_stream(self, student: nn.Module, teacher: nn.Module, directory: Path) -> StreamingDreamDataModule:
+        e, recipe = self.experiment, self.experiment.distillation
+        return StreamingDreamDataModule(
+            self.dream_files(), directory / STREAMED, teacher, student, e.inversion, e.streaming, e.spec,
+            recipe.batch_size, recipe.updates, e.seed, self.on_growth,
+        )  # fmt: skip
+
+    def streamed(self) -> Dreams | None:
+        """The dreams that were made while the student learned, in the order they were made; None if none were."""
+        artifact = self.artifacts["recover"]
+        count = len(artifact.notes.get("stream", []))
+        return DreamBank(artifact.directory / STREAMED).load(count, 0)[0] if count else None
+
+    def _recover_on(self, name: str, images: dict[str, Any], make_data: MakeData) -> None:
         rounds, amount = self.experiment.rounds, self.experiment.pruning.amount
         student = "prune"
         if rounds > 1 and amount is not None:
@@ -110,9 +134,7 @@ class Recovery(Pipeline):
                     self._distil(before, student, images, make_data)
         self._distil(name, student, images, make_data)
 
-    def _distil(
-        self, name: str, student: str, images: dict[str, Any], make_data: Callable[[], SeededDataModule]
-    ) -> None:
+    def _distil(self, name: str, student: str, images: dict[str, Any], make_data: MakeData) -> None:
         e = self.experiment
         recipe = {
             "teacher": self.artifacts["teacher"].key,
@@ -128,11 +150,15 @@ class Recovery(Pipeline):
             prune = self._gradual_pruning(network, teacher)
             if prune is not None:
                 network = self.network("teacher")
+            data = make_data(network, teacher, directory)
             history = recover_student(
-                network, teacher, make_data(), e.distillation, e.seed, directory, e.options, self.loggers, name, prune
+                network, teacher, data, e.distillation, e.seed, directory, e.options, self.loggers, name, prune
             )
             save_student(directory / WEIGHTS, network)
-            return {"history": history}
+            notes: dict[str, Any] = {"history": history}
+            if isinstance(data, StreamingDreamDataModule):
+                notes |= {"stream": data.rows, "seconds_dreaming": round(data.seconds, 3)}
+            return notes
 
         self._obtain(name, "recovered", recipe, make)
 

@@ -23,7 +23,7 @@ from dfkd.real_data import Purpose, RealImages, Split
 from dfkd.tasks import STAGES
 
 PACKAGE = Path(dfkd.__file__).parent
-DREAM_SIDE = ["inversion", "dreams", "distillation", "pruning", "models", "training", "api.py"]
+DREAM_SIDE = ["inversion", "dreams", "streaming", "distillation", "pruning", "models", "training", "api.py"]
 
 
 def imported_modules(path: Path) -> set[str]:
