@@ -30,9 +30,9 @@ from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.method import PruningMethod
 from dfkd.reporting import report
 from dfkd.reporting.result import summary, table_rows
-from dfkd.reporting.run_directory import TABLE_COLUMNS, log_run, write_run
+from dfkd.reporting.run_directory import TABLE_COLUMNS, log_growth, log_run, write_run
 from dfkd.store import Store, check_writable
-from dfkd.tasks import CONTROLS, STAGES, Experiment, Recovery
+from dfkd.tasks import CONTROLS, TASKS, DistillationPipeline, Experiment
 
 log = logging.getLogger("dfkd")
 
@@ -44,18 +44,24 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         DfkdError: a value cannot work.
     """
     config.require_complete(cfg)
-    require(cfg.stage in STAGES, "stage", cfg.stage, f"one of {STAGES}")
+    require(cfg.task in TASKS, "task", cfg.task, f"one of {tuple(TASKS)}")
+    stages = TASKS[cfg.task].stages
+    require(cfg.stage in stages, "stage", cfg.stage, f"one of {stages} with task={cfg.task}")
     node = config.plain(cfg.input)
     spec = InputSpec(tuple(node["image_shape"]), node["num_classes"], tuple(node["mean"]), tuple(node["std"]))
     require(cfg.rounds >= 1, "rounds", cfg.rounds, "1 or more")
     require(set(cfg.controls) <= set(CONTROLS), "controls", list(cfg.controls), f"a list of {CONTROLS}, or []")
+    student = cfg.student or cfg.model
     prune, arguments = config.target_of("pruning", cfg.pruning)
     return Experiment(
         name=cfg.name,
+        task=cfg.task,
         seed=cfg.seed,
         spec=spec,
         build_model=partial(config.instantiate, "model", cfg.model),
         model_recipe=config.plain(cfg.model),
+        build_student=partial(config.instantiate, "student", student),
+        student_recipe=config.plain(student),
         weights=cfg.teacher.weights,
         training=config.typed(cfg.teacher.training),
         pruning=PruningMethod(partial(prune, **arguments), config.plain(cfg.pruning)),
@@ -78,7 +84,7 @@ def _choices() -> dict[str, str]:
             if not str(group).startswith("hydra")}  # fmt: skip
 
 
-def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Recovery]:
+def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, DistillationPipeline]:
     """One job: check everything, then run the stages up to `cfg.stage` and write what they leave into `run_dir`.
 
     Returns:
@@ -91,12 +97,13 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Recovery
     try:
         experiment = make_experiment(cfg)
         _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
-        pipeline = Recovery(experiment, Store(Path(cfg.store)))
+        pipeline = TASKS[cfg.task](experiment, Store(Path(cfg.store)))
         pipeline.check()
         # From here on the directory is this run's: a result of an earlier one must not stand beside its configuration.
         (run_dir / "result.json").unlink(missing_ok=True)
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
         loggers = pipeline.loggers = _make_loggers(cfg, run_dir)
+        pipeline.on_growth = partial(log_growth, loggers, experiment.spec)
         torch.manual_seed(experiment.seed)
         scores = pipeline.run(cfg.stage)
         result = None
@@ -164,7 +171,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     result, _ = run(cfg, run_dir)
     # What a sweeper that searches may choose by: held-out dreams, never the test images.
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
-        return result["recovered"]["agreement"]
+        return result[TASKS[cfg.task].student]["agreement"]
     return None
 
 

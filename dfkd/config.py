@@ -24,6 +24,8 @@ from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.teacher import TeacherRecipe
 
+SMALL = 64  # pixels, below which images are small
+
 # What says where to run and what to show, but not what comes out.
 NOT_HASHED = ("hydra", "run_dir", "store", "stage", "logger", "trainer")
 
@@ -51,12 +53,14 @@ class Schema:
     """Every key that a configuration may have. Nodes of type dict are checked against their `_target_`'s signature."""
 
     name: str = MISSING
+    task: str = "recovery"
     seed: int = 0
     stage: str = "evaluate"
     run_dir: str | None = None
     store: str = MISSING
     input: InputNode = field(default_factory=InputNode)
     model: dict[str, Any] = MISSING
+    student: dict[str, Any] = field(default_factory=dict)
     teacher: TeacherNode = field(default_factory=TeacherNode)
     data: dict[str, Any] = MISSING
     pruning: dict[str, Any] = MISSING
@@ -78,6 +82,7 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=schema)
     OmegaConf.register_new_resolver("dfkd.run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("dfkd.sweep_dir", _sweep_dir, replace=True)
+    OmegaConf.register_new_resolver("dfkd.small_images", _small_images, replace=True)
     OmegaConf.register_new_resolver("dfkd.hash", lambda *, _root_: config_hash(_root_), replace=True)
 
 
@@ -89,6 +94,11 @@ def config_hash(cfg: DictConfig) -> str:
         for node in [OmegaConf.select(cfg, str(key))]
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _small_images(*, _root_: DictConfig) -> bool:
+    """Whether a network made for ImageNet's size should not shrink the images of this run at once."""
+    return max(_root_.input.image_shape[1:]) < SMALL
 
 
 def _sweep_dir(*, _root_: DictConfig) -> str:

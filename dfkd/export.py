@@ -101,7 +101,7 @@ def export_run(run: Path, formats: Sequence[str], out: Path) -> dict[str, Any]:
     cfg = OmegaConf.load(run / "config.yaml")
     if not isinstance(cfg, DictConfig):
         raise ConfigError(f"dfkd export: {run / 'config.yaml'} must hold a run's configuration, but it holds a list.")
-    student = load_student(run / STUDENT, config.instantiate("model", cfg.model))
+    student = load_student(run / STUDENT, config.instantiate("model", cfg.get("student") or cfg.model))
     files = {}
     for name in formats:
         file, write = FORMATS[name]

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from dfkd import config
 from dfkd.app import make_experiment
 from dfkd.errors import ConfigError, DfkdError
+from dfkd.models.cost import parameters
 from dfkd.models.input_spec import check_model
 from dfkd.store import Store
-from dfkd.tasks import Recovery
+from dfkd.tasks import Recovery, Transfer
 
 CONF = Path(dfkd.conf.__file__).parent
 
@@ -41,10 +42,7 @@ GIVEN = ["experiment=custom", "teacher.weights=w.pt", *(f"{key}={value}" for key
 
 @pytest.mark.parametrize("model", [name for name in choices("model") if name not in ("custom", "torchvision")])
 def test_every_model_builds_for_the_input_it_is_told(composed, model):
-    stem = (
-        ["model.small_image_stem=true"] if "small_image_stem" in (CONF / "model" / f"{model}.yaml").read_text() else []
-    )
-    experiment = make_experiment(composed(*GIVEN, f"model={model}", *stem))
+    experiment = make_experiment(composed(*GIVEN, f"model={model}"))
     check_model(experiment.build_model(), experiment.spec)
 
 
@@ -91,6 +89,7 @@ def test_a_typo_inside_an_experiment_file_is_refused(text, message):
      ("+pruning.amonut=0.5", r"pruning\.amonut.*Did you mean pruning\.amount"),
      ("model._target_=no_such.Network", r"model\._target_=no_such\.Network could not be imported"),
      ("stage=dreams", "stage must be one of"),
+     ("task=pruning", r"task must be one of \('recovery', 'transfer'\), got 'pruning'"),
      ("controls=[imagenet]", r"controls must be a list of \('noise', 'real'\), or \[\], got \['imagenet'\]"),
      ("model.depth=21", "depth must be 6n"),
      ("inversion.learning_rate=-1", r"inversion\.learning_rate must be above 0"),
@@ -125,6 +124,7 @@ TOO_SMALL = [
      (["data=image_folder"], r"data\.root"),
      (["distillation.batch_size=513"], r"distillation\.batch_size must be at most inversion\.num_images \(512\)"),
      (["distillation.reconstruct=true", "pruning=filters"], r"distillation\.reconstruct needs .* its teacher's shapes"),
+     (["model@student=resnet18"], "leave out model@student, or set task=transfer"),
      (["inversion.competition_weight=1"], r"inversion\.competition_weight is 1"),
      (["inversion.layer_weights=[1,2]"], r"inversion\.layer_weights must be .*one weight for each .* 19 batch-norm"),
      ([*TOO_SMALL, "inversion.half_resolution_iterations=5"], r"half_resolution_iterations must be 0")],
@@ -133,6 +133,39 @@ def test_what_cannot_work_is_refused_before_any_work(composed, overrides, messag
     with pytest.raises(DfkdError, match=message):
         Recovery(make_experiment(composed("experiment=demo", *overrides)), Store(tmp_path / "store")).check()
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["model@student=resnet18"], r"distillation\.feature_weight"),
+     (["distillation.feature_weight=0", "model@student=resnet18", "student.num_classes=3"], "num_classes must be 3"),
+     (["distillation.reconstruct=true"], r"distillation\.reconstruct must be false with task=transfer")],
+)  # fmt: skip
+def test_what_cannot_work_in_transfer_is_refused_before_any_work(composed, overrides, message, tmp_path):
+    experiment = make_experiment(composed("experiment=demo", "task=transfer", *overrides))
+    with pytest.raises(DfkdError, match=message):
+        Transfer(experiment, Store(tmp_path / "store")).check()
+
+
+TRANSFERS = {  # DeepInversion's and the field's pairs on CIFAR-10: parameters of teacher and student in millions
+    "transfer_resnet34_to_resnet18": (21.3, 11.2),
+    "transfer_vgg11_bn_to_resnet18": (9.2, 11.2),
+    "transfer_vgg11_bn_to_vgg11_bn": (9.2, 9.2),
+    "transfer_wrn_40_2_to_wrn_16_1": (2.2, 0.2),
+    "transfer_wrn_40_2_to_wrn_40_1": (2.2, 0.6),
+    "transfer_wrn_40_2_to_wrn_16_2": (2.2, 0.7),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_the_published_transfers_are_there_by_name(composed, name, tmp_path):
+    experiment = make_experiment(composed(f"experiment={name}"))
+    built = [parameters(build()) / 1e6 for build in (experiment.build_model, experiment.build_student)]
+    assert built == pytest.approx(TRANSFERS[name], abs=0.06)
+    recipe = experiment.distillation
+    assert (recipe.updates, recipe.batch_size, recipe.learning_rate, recipe.schedule) == (250 * 195, 256, 0.1, "step")
+    assert experiment.streaming.every == 50 and experiment.inversion.competition_weight == 10
+    Transfer(experiment, Store(tmp_path / "store")).check()
 
 
 def test_options_without_a_value_are_all_named(composed):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dfkd
-from dfkd.models import CifarResNet
+from dfkd.models import CifarResNet, WideResNet
 from dfkd.pruning import sparsity
 from dfkd.reporting.runs import load_runs
 
@@ -194,11 +195,11 @@ def kill_when(arguments: list[str], directory: Path, reached) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_run_killed_in_dreaming_and_in_distillation_ends_bit_for_bit_as_an_undisturbed_one(finished, tmp_path):
+def test_a_run_killed_in_dreaming_and_in_streaming_ends_bit_for_bit_as_an_undisturbed_one(finished, tmp_path):
     weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
     options = [
         *TINY, "teacher=given", f"teacher.weights={weights}", "data=none", "inversion.iterations=60",
-        "distillation.updates=240", "run_dir=run",
+        "distillation.updates=240", "streaming.every=60", "inversion.competition_weight=1", "run_dir=run",
     ]  # fmt: skip
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -206,19 +207,21 @@ def test_a_run_killed_in_dreaming_and_in_distillation_ends_bit_for_bit_as_an_und
     store = tmp_path / "killed" / "artifacts"
     kill_when(options, tmp_path / "killed", lambda: list(store.glob("dreams/*.partial/batch_00001*")))
     assert not list(store.glob("dreams/*/artifact.json"))
-    kill_when(options, tmp_path / "killed", lambda: list(store.glob("recovered/*.partial/resume.ckpt")))
+    kill_when(options, tmp_path / "killed", lambda: list(store.glob("recovered/*.partial/streamed/batch_00001*")))
     assert list(store.glob("dreams/*/artifact.json")) and not list(store.glob("recovered/*/artifact.json"))
     command(options, tmp_path / "killed")
 
     def products(name: str) -> dict[str, torch.Tensor]:
         root = tmp_path / name / "artifacts"
-        files = sorted([*root.glob("dreams/*/*.safetensors"), *root.glob("recovered/*/*.safetensors")])
+        files = sorted([*root.glob("dreams/*/*.safetensors"), *root.glob("recovered/**/*.safetensors")])
         return {f"{file.relative_to(root)} {key}": value for file in files for key, value in load_file(file).items()}
 
     whole, killed = products("whole"), products("killed")
     assert whole.keys() == killed.keys() and len(whole) > 100
     assert all(torch.equal(value, killed[key]) for key, value in whole.items())
+    assert sum("streamed/" in key and "images" in key for key in whole) == 3
     numbers = ("pruned", "recovered", "controls_agreement", "dreams")
+    assert (tmp_path / "killed" / "run" / "stream.png").stat().st_size > 1000
     assert [result_of(tmp_path / "whole")[key] for key in numbers] == [
         result_of(tmp_path / "killed")[key] for key in numbers
     ]
@@ -318,17 +321,52 @@ def test_damaged_dreams_are_made_again_and_never_used(finished, tmp_path):
     assert result_of(tmp_path)["recovered"] == before["recovered"]
 
 
+def records(log: bytes) -> bytes:
+    """The records of a wandb file: blocks of 32 KiB in which every piece of a record has a header of 7 bytes."""
+    pieces, place = [], 7
+    while place + 7 <= len(log):
+        left = 2**15 - place % 2**15
+        if left < 7:
+            place += left
+            continue
+        _, length, _ = struct.unpack("<IHB", log[place : place + 7])
+        pieces.append(log[place + 7 : place + 7 + length])
+        place += 7 + length
+    return b"".join(pieces)
+
+
 def test_wandb_offline_holds_curves_pictures_and_the_table(finished, tmp_path):
     options = [*TINY, "logger=wandb", "logger.offline=true", f"store={finished}/artifacts"]
-    command(["-m", *options, "seed=0,2", "run_dir=sweep"], tmp_path)
+    command(["-m", *options, "streaming.every=5", "seed=0,2", "run_dir=sweep"], tmp_path)
     runs = sorted(tmp_path.glob("sweep/*/wandb/offline-run-*"))
     assert len(runs) == 2  # each job is its own run
     for run in runs:
         files = {path.name.split("_")[0] for path in (run / "files" / "media").rglob("*.*")}
-        assert {"dreams", "recovery", "result"} <= files
-        content = next(run.glob("*.wandb")).read_bytes()
-        for name in (b"recover/total", b"dream/feature", b"recovered.accuracy"):
+        assert {"dreams", "recovery", "result", "stream"} <= files
+        content = records(next(run.glob("*.wandb")).read_bytes())
+        for name in (b"recover/total", b"dream/feature", b"recovered.accuracy", b"stream/images", b"stream/dreams"):
             assert name in content
+
+
+def test_a_fresh_student_of_another_architecture_is_taught(finished, tmp_path):
+    shutil.copytree(finished / "artifacts", tmp_path / "artifacts")
+    student = ["model@student=wrn_16_1", "task=transfer", "distillation.feature_weight=0", "distillation.gradual=0"]
+    command([*TINY, *student, "run_dir=run"], tmp_path)
+    result = result_of(tmp_path)
+    assert {"teacher", "dream"} <= set(result["reused"])
+    assert {"teacher", "student", "transfer"} <= set(result["artifacts"]) and "prune" not in result["artifacts"]
+    assert 0 <= result["student"]["accuracy"] <= 1 and result["student"]["sparsity"] == 0
+    assert set(result["controls"]) == {"noise", "real"} and "pruned" not in result
+    network = WideResNet(16, 1, in_channels=1)
+    assert result["student"]["parameters"] == sum(p.numel() for p in network.parameters())
+    fresh = tmp_path / "artifacts" / result["artifacts"]["student"] / "weights.safetensors"
+    before, after = load_file(fresh), load_file(tmp_path / "run" / "student.safetensors")
+    assert before.keys() == after.keys() == network.state_dict().keys()
+    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    command(["export", "run", "--format", "pytorch"], tmp_path)
+    assert torch.load(tmp_path / "run" / "student.pt", weights_only=True).keys() == after.keys()
+    table = command(["report", "run"], tmp_path).stdout
+    assert "student" in table and "pruned" not in table
 
 
 BAD_INPUT = {

@@ -24,7 +24,7 @@ class InversionRecipe:
         half_resolution_iterations: steps before those, on the image average-pooled by 2 and with half the jitter; each
             of the two stages has the whole schedule.
         learning_rate: Adam's step, in units of the normalised input, at its highest.
-        schedule: of the learning rate: `constant`, or `cosine` down to zero at the last iteration.
+        schedule: of the learning rate: `constant`, `cosine` down to zero at the last iteration, or `step`.
         warmup_iterations: iterations over which the learning rate rises linearly.
         beta1: Adam's decay of the gradient's mean.
         beta2: Adam's decay of the gradient's square.

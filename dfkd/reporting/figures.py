@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from dfkd.dreams import Dreams
 from dfkd.files import replacing
@@ -19,19 +22,39 @@ ROWS, COLUMNS = 5, 10
 def dream_grid(dreams: Dreams, spec: InputSpec) -> Figure:
     """Up to 50 dreams, sorted by class, each under its class and the teacher's confidence in it."""
     chosen = _spread_over_classes(dreams.labels, ROWS * COLUMNS)
-    pixels = spec.to_pixels(dreams.images[chosen]).permute(0, 2, 3, 1).numpy()
     figure = Figure(figsize=(COLUMNS * 1.1, ROWS * 1.35), layout="constrained")
     for axes in figure.subplots(ROWS, COLUMNS).flat:
         axes.axis("off")
-    for axes, image, index in zip(figure.axes, pixels, chosen.tolist(), strict=False):
-        grey = image.shape[2] != 3
-        axes.imshow(image.mean(axis=2) if grey else image, cmap="gray" if grey else None, vmin=0, vmax=1)
-        axes.set_title(f"{int(dreams.labels[index])} ({float(dreams.confidence[index]):.0%})", fontsize=8)
+    _show(figure.axes, dreams, chosen, spec)
     figure.suptitle("Dreams: class (teacher's confidence in it)", fontsize=10)
     return figure
 
 
-def _spread_over_classes(labels: torch.Tensor, count: int) -> torch.Tensor:
+def dreams_over_time(batches: Sequence[Dreams], spec: InputSpec) -> Figure:
+    """A row of dreams, one of each of up to ten classes, for each of up to eight batches, first to last."""
+    rows = [batches[round(place)] for place in np.linspace(0, len(batches) - 1, min(8, len(batches)))]
+    figure = Figure(figsize=(COLUMNS * 1.1, len(rows) * 1.1 + 0.5), layout="constrained")
+    grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, dreams in zip(grid, rows, strict=True):
+        chosen = _spread_over_classes(dreams.labels, COLUMNS)
+        _show(line, dreams, chosen, spec)
+    figure.suptitle(
+        "Dreams made while the student learned, the first on top: class (teacher's confidence)", fontsize=10
+    )
+    return figure
+
+
+def _show(places: Iterable[Axes], dreams: Dreams, chosen: Tensor, spec: InputSpec) -> None:
+    pixels = spec.to_pixels(dreams.images[chosen]).permute(0, 2, 3, 1).numpy()
+    for axes, image, index in zip(places, pixels, chosen.tolist(), strict=False):
+        grey = image.shape[2] != 3
+        axes.imshow(image.mean(axis=2) if grey else image, cmap="gray" if grey else None, vmin=0, vmax=1)
+        axes.set_title(f"{int(dreams.labels[index])} ({float(dreams.confidence[index]):.0%})", fontsize=8)
+
+
+def _spread_over_classes(labels: Tensor, count: int) -> Tensor:
     """Indices of up to `count` images that show the classes evenly, in the order of their classes."""
     rank = torch.zeros_like(labels)
     for value in labels.unique():
@@ -47,7 +70,7 @@ def recovery_bars(kind: str, values: dict[str, float]) -> Figure:
     axes = figure.subplots()
     names = list(values)[::-1]
     percent = np.array([100 * values[name] for name in names])
-    colours = ["#1b7837" if name.startswith("recovered") else "#9a9a9a" for name in names]
+    colours = ["#1b7837" if name.startswith(("recovered", "student")) else "#9a9a9a" for name in names]
     bars = axes.barh(names, percent, color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.set_xlim(0, 108)

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from dfkd.errors import ConfigError
 from dfkd.files import write_text
 from dfkd.reporting.figures import save_figure
-from dfkd.reporting.result import network_scores
+from dfkd.reporting.result import network_scores, student_of
 
 LABELS = ("model", "pruning", "inversion", "distillation")
 SCORES = {
@@ -28,7 +28,17 @@ SCORES = {
     "noise": "noise",
     "batchnorm": "batch norm only",
     "recovered": "recovered",
+    "student": "student",
     "real": "real images",
+}
+STYLES = {
+    "teacher": "k_--",
+    "recovered": "o-",
+    "student": "o-",
+    "real": "s:",
+    "batchnorm": "^:",
+    "noise": "x:",
+    "pruned": "v:",
 }
 # What does not change what a run finds out, or is told by a column of its own.
 NOT_AN_OPTION = (
@@ -83,9 +93,10 @@ def _row(run: Path) -> dict[str, Any]:
     row |= {name: result["choices"].get(name) for name in LABELS}
     measure, scores = network_scores(result)
     row |= {"measure": measure, **scores}
-    row |= {name: result["recovered"][name] for name in ("sparsity", "parameters", "multiply_adds")}
-    row |= {"bytes": result["recovered"]["bytes"]["dense"], "packed bytes": result["recovered"]["bytes"]["packed"]}
-    return row | {"dream seconds": result["timing"]["dream"], "recover seconds": result["timing"]["recover"]}
+    student, timing = student_of(result), result["timing"]
+    row |= {name: student[name] for name in ("sparsity", "parameters", "multiply_adds")}
+    row |= {"bytes": student["bytes"]["dense"], "packed bytes": student["bytes"]["packed"]}
+    return row | {"dream seconds": timing["dream"], "learn seconds": timing.get("recover", timing.get("transfer"))}
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -105,9 +116,11 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {"sparsity": f"{100 * group['sparsity'].mean():.1f}", "seeds": len(group)}
         row |= {label: _spread(group[name]) for name, label in SCORES.items()}
         row |= {name: f"{group[name].mean():,.0f}" for name in ("parameters", "multiply_adds", "bytes", "packed bytes")}
-        rows.append(row | {f"{stage} s": f"{group[f'{stage} seconds'].mean():.0f}" for stage in ("dream", "recover")})
+        rows.append(row | {f"{stage} s": f"{group[f'{stage} seconds'].mean():.0f}" for stage in ("dream", "learn")})
     table = pd.DataFrame(rows)
-    return table.drop(columns=[name for name in labels if table[name].nunique(dropna=False) == 1 and name != "model"])
+    silent = [name for name in labels if table[name].nunique(dropna=False) == 1 and name != "model"]
+    empty = [label for label in SCORES.values() if (table[label] == "").all()]
+    return table.drop(columns=silent + empty)
 
 
 def _spread(values: pd.Series) -> str:
@@ -132,10 +145,9 @@ def recovery_plot(runs: pd.DataFrame) -> Figure:
     """Score against sparsity, one panel per model, mean and standard deviation over whatever else differs."""
     models = list(runs.groupby("model", dropna=False))
     figure = Figure(figsize=(5.5 * len(models), 4), layout="constrained")
-    styles = {"teacher": "k_--", "recovered": "o-", "real": "s:", "batchnorm": "^:", "noise": "x:", "pruned": "v:"}
     for axes, (model, group) in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         points = group.assign(sparsity=(100 * group["sparsity"]).round(1)).groupby("sparsity")
-        for name, style in styles.items():
+        for name, style in STYLES.items():
             mean, std = 100 * points[name].mean(), 100 * points[name].std().fillna(0)
             if mean.notna().any():
                 axes.errorbar(mean.index, mean, std, fmt=style, capsize=3, label=SCORES[name])
@@ -145,14 +157,14 @@ def recovery_plot(runs: pd.DataFrame) -> Figure:
 
 
 def time_plot(runs: pd.DataFrame) -> Figure:
-    """Score of the recovered student against the seconds of dreaming and recovery, one point per run."""
+    """Score of the student against the seconds of dreaming and of its learning, one point per run."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for setting, group in runs.groupby([(100 * runs["sparsity"]).round(1), *LABELS], dropna=False):
         label = ", ".join(str(part) for part in setting[1:3]) + f", {setting[0]} %"
-        seconds = group["dream seconds"] + group["recover seconds"]
-        axes.plot(seconds, 100 * group["recovered"].astype(float), "o", label=label)
-    axes.set(xlabel="seconds of dreaming and recovery", ylabel=f"recovered {runs['measure'].iloc[0]} (%)", xscale="log")
+        seconds = group["dream seconds"] + group["learn seconds"]
+        axes.plot(seconds, 100 * group["recovered"].fillna(group["student"]).astype(float), "o", label=label)
+    axes.set(xlabel="seconds of dreaming and learning", ylabel=f"student's {runs['measure'].iloc[0]} (%)", xscale="log")
     axes.legend(fontsize=8)
     return figure
 

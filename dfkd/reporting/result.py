@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dfkd.tasks import STAGES, Recovery
+from dfkd.tasks import DistillationPipeline
 from dfkd.training.progress import duration
 
 # Names of the table's rows and the bars of recovery.png, in order.
@@ -19,43 +19,48 @@ NETWORKS = {
     "noise": "control: distilled on noise",
     "batchnorm": "control: batch-norm re-estimation on dreams",
     "recovered": "recovered on dreams",
+    "student": "student taught on dreams",
     "real": "control: distilled on real images",
 }
 
 
 def build_result(
-    pipeline: Recovery, scores: dict[str, dict[str, float | None]], sizes: dict[str, int]
+    pipeline: DistillationPipeline, scores: dict[str, dict[str, float | None]], sizes: dict[str, int]
 ) -> dict[str, Any]:
     """The content of `result.json`. Accuracies and agreements are in [0, 1], None where they cannot be known.
 
     `sizes` are the bytes of the student's files. `agreement` is the share of held-out dreams on which a network gives
     the teacher's answer. `recovery` is (recovered - pruned) / (teacher - pruned) in accuracy. `timing` is seconds by
     stage, as measured when the stage's product was made; `reused` names the products that this run found in the store.
+    The student is called `recovered` where it was pruned, `student` where it was fresh.
     """
     e = pipeline.experiment
     artifacts = pipeline.artifacts
     dreams = artifacts["dream"].notes
     mark = {name: scores.get(name, {"accuracy": None, "agreement": None}) for name in NETWORKS}
-    stages = dict.fromkeys((*STAGES[:-1], "controls", "evaluate"), 0.0)
+    stages = dict.fromkeys((*pipeline.stages[:-1], "controls", "evaluate"), 0.0)
     for name, artifact in artifacts.items():  # those of a stage's rounds are called `recover_1`, `noise_pruned_2`, ...
         stage = name.split("_")[0]
         stages[stage if stage in stages else "controls"] += artifact.seconds
     stages = {stage: round(seconds, 2) for stage, seconds in stages.items()}
-    teacher_cost, pruned_cost, recovered_cost = pipeline.costs("teacher", "prune", "recover")
+    networks = [name for name in ("teacher", "pruned", pipeline.student) if name in pipeline.networks]
+    costs = dict(zip(networks, pipeline.costs(*(pipeline.networks[name] for name in networks)), strict=True))
+    controls = [name for name in ("batchnorm", "noise", "real") if name in pipeline.networks or "pruned" in networks]
     accuracy = {name: marks["accuracy"] for name, marks in mark.items()}
     return {
         "experiment": e.name,
+        "task": e.task,
         "seed": e.seed,
         "choices": e.choices,
         "teacher": {
             "accuracy": accuracy["teacher"],
             "weights": Path(e.weights).name if e.weights else "trained here",
-            **teacher_cost,
+            **costs["teacher"],
         },
-        "pruned": {**mark["pruned"], **pruned_cost},
-        "recovered": {**mark["recovered"], **recovered_cost, "bytes": sizes},
-        "controls": {name: accuracy[name] for name in ("batchnorm", "noise", "real")},
-        "controls_agreement": {name: mark[name]["agreement"] for name in ("batchnorm", "noise", "real")},
+        **{name: {**mark[name], **costs[name]} for name in networks if name == "pruned"},
+        pipeline.student: {**mark[pipeline.student], **costs[pipeline.student], "bytes": sizes},
+        "controls": {name: accuracy[name] for name in controls},
+        "controls_agreement": {name: mark[name]["agreement"] for name in controls},
         "recovery": recovery(accuracy["teacher"], accuracy["pruned"], accuracy["recovered"]),
         "dreams": {
             "count": e.inversion.num_images,
@@ -63,6 +68,7 @@ def build_result(
             "iterations": e.inversion.iterations,
             "teacher_accuracy": dreams["teacher_accuracy"],
         },
+        "streaming": _streaming(pipeline),
         "timing": stages | {"total": round(sum(stages.values()), 2)},
         "reused": sorted(name for name, artifact in artifacts.items() if artifact.reused),
         "artifacts": {name: f"{artifact.kind}/{artifact.key}" for name, artifact in sorted(artifacts.items())},
@@ -72,6 +78,16 @@ def build_result(
         },
         "environment": environment(e.options.torch_device()),
     }
+
+
+def _streaming(pipeline: DistillationPipeline) -> dict[str, Any] | None:
+    """What was dreamt while the student learned, and how long that took of its time; None if nothing was."""
+    notes = pipeline.artifacts[pipeline.networks[pipeline.student]].notes
+    rows = notes.get("stream")
+    if not rows:
+        return None
+    images = pipeline.experiment.num_images - pipeline.experiment.inversion.num_images
+    return {"batches": len(rows), "images": images, "last": rows[-1], "seconds": notes["seconds_dreaming"]}
 
 
 def recovery(teacher: float | None, pruned: float | None, recovered: float | None) -> float | None:
@@ -100,10 +116,15 @@ def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         marks = _marks(result, name)
         if marks == (None, None) and name != "teacher":
             continue
-        sparsity = 0.0 if name == "teacher" else result["pruned"]["sparsity"]
+        sparsity = 0.0 if name == "teacher" else student_of(result)["sparsity"]
         agreement = "" if name == "teacher" else _percent(marks[1])
         rows.append((label, _percent(sparsity), _percent(marks[0]), agreement))
     return rows
+
+
+def student_of(result: dict[str, Any]) -> dict[str, Any]:
+    """The marks and cost of the network that a run is about."""
+    return result["recovered"] if "recovered" in result else result["student"]
 
 
 def network_scores(result: dict[str, Any]) -> tuple[str, dict[str, float | None]]:
@@ -124,8 +145,14 @@ def summary(result: dict[str, Any]) -> str:
     line = f"{dreams['count']} dreams of {dreams['iterations']} iterations"
     if dreams["teacher_accuracy"] is not None:
         line += f", {_percent(dreams['teacher_accuracy'])} of them seen as their label by the teacher"
-    line += f". Dreaming took {duration(timing['dream'])}, recovery {duration(timing['recover'])}, "
-    line += f"all stages {duration(timing['total'])} on {result['environment']['device']}."
+    streamed = result.get("streaming")
+    if streamed is not None:
+        line += f", and {streamed['images']} made while the student learned"
+    learning = timing["recover"] if "recover" in timing else timing["transfer"]
+    line += f". Dreaming took {duration(timing['dream'])}, the student's learning {duration(learning)}"
+    if streamed is not None:
+        line += f" ({duration(streamed['seconds'])} of it dreaming)"
+    line += f", all stages {duration(timing['total'])} on {result['environment']['device']}."
     if result["recovery"] is not None:
         line += f" Recovered {_percent(result['recovery'])} of what pruning lost."
     return line
@@ -134,9 +161,10 @@ def summary(result: dict[str, Any]) -> str:
 def _marks(result: dict[str, Any], name: str) -> tuple[float | None, float | None]:
     if name == "teacher":
         return result["teacher"]["accuracy"], None
-    if name in ("pruned", "recovered"):
-        return result[name]["accuracy"], result[name]["agreement"]
-    return result["controls"][name], result["controls_agreement"][name]
+    if name in ("pruned", "recovered", "student"):
+        marks = result.get(name, {})
+        return marks.get("accuracy"), marks.get("agreement")
+    return result["controls"].get(name), result["controls_agreement"].get(name)
 
 
 def _percent(value: float | None) -> str:

@@ -9,26 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from torchvision.utils import make_grid
 
+from dfkd.dreams import Dreams
 from dfkd.files import write_json, write_text
+from dfkd.models.input_spec import InputSpec
 from dfkd.models.student_file import save_student
 from dfkd.pruning.sparsity import layer_sparsity
-from dfkd.reporting.figures import dream_grid, recovery_bars, save_figure
+from dfkd.reporting.figures import dream_grid, dreams_over_time, recovery_bars, save_figure
 from dfkd.reporting.result import bars, build_result, table_rows
-from dfkd.tasks import Recovery
+from dfkd.tasks import DistillationPipeline
 
 STUDENT = "student.safetensors"
 PACKED_STUDENT = "student.packed.safetensors"
+GRID = 50  # dreams in a picture
+STREAM_PICTURE = "stream.png"
 TABLE_COLUMNS = ["network", "sparsity", "accuracy", "agreement"]
 
 
-def write_run(pipeline: Recovery, scores: dict[str, Any], directory: Path) -> dict[str, Any]:
+def write_run(pipeline: DistillationPipeline, scores: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Write everything but the log and `config.yaml`; `result.json` comes last, so that it tells a finished run.
 
     Returns:
         The content of `result.json`.
     """
-    student = pipeline.network("recover")
+    student = pipeline.network(pipeline.networks[pipeline.student])
     save_student(directory / STUDENT, student)
     save_student(directory / PACKED_STUDENT, student, packed=True)
     sizes = {"dense": (directory / STUDENT).stat().st_size, "packed": (directory / PACKED_STUDENT).stat().st_size}
@@ -43,6 +48,9 @@ def write_run(pipeline: Recovery, scores: dict[str, Any], directory: Path) -> di
     )
     _write_csv(directory / "metrics.csv", ["stage", "batch", "step", "metric", "value"], _metrics(pipeline))
     save_figure(dream_grid(pipeline.dreams(), pipeline.experiment.spec), directory / "dreams.png")
+    streamed = pipeline.streamed()
+    if streamed:
+        save_figure(dreams_over_time(streamed, pipeline.experiment.spec), directory / STREAM_PICTURE)
     save_figure(recovery_bars(*bars(result)), directory / "recovery.png")
     write_json(directory / "result.json", result)
     return result
@@ -52,19 +60,30 @@ def log_run(result: dict[str, Any], directory: Path, loggers: Sequence[Logger]) 
     """Send the pictures, the table and the result's numbers to the wandb loggers."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image("dreams", [str(directory / "dreams.png")])
-            logger.log_image("recovery", [str(directory / "recovery.png")])
+            for picture in ("dreams.png", STREAM_PICTURE, "recovery.png"):
+                if (directory / picture).exists():
+                    logger.log_image(Path(picture).stem, [str(directory / picture)])
             logger.log_table("result", columns=TABLE_COLUMNS, data=[list(row) for row in table_rows(result)])
             logger.experiment.summary.update(_numbers(result))
 
 
-def _metrics(pipeline: Recovery) -> Iterable[list[Any]]:
+def log_growth(loggers: Sequence[Logger], spec: InputSpec, dreams: Dreams, row: dict[str, float]) -> None:
+    """Send a picture of dreams that were just made to the wandb loggers."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            pixels = make_grid(spec.to_pixels(dreams.images[:GRID]), nrow=10)
+            logger.log_image("stream/dreams", [pixels], step=int(row["update"]))
+
+
+def _metrics(pipeline: DistillationPipeline) -> Iterable[list[Any]]:
     for stage, artifact in pipeline.artifacts.items():
         for row in artifact.notes.get("history", []):
             step = row.get("update", row.get("iteration"))
             for name, value in row.items():
                 if name not in ("batch", "update", "iteration"):
                     yield [stage, row.get("batch", ""), step, name, value]
+        for row in artifact.notes.get("stream", []):
+            yield from (["stream", "", row["update"], name, value] for name, value in row.items() if name != "update")
 
 
 def _numbers(content: dict[str, Any], prefix: str = "") -> dict[str, float]:

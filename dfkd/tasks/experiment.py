@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from dfkd.distillation.recipe import DistillationRecipe
-from dfkd.distillation.reconstruction import require_teachers_shapes
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
@@ -32,29 +29,35 @@ class Experiment:
 
     Attributes:
         name: for people.
+        task: one of `dfkd.tasks.TASKS`.
         seed: of everything random.
         spec: the teacher's input and classes.
         build_model: makes the network with random weights.
         model_recipe: what `build_model` makes, as plain JSON.
+        build_student: makes the student's network with random weights; in recovery, the teacher's.
+        student_recipe: what `build_student` makes, as plain JSON.
         weights: the teacher's weights: a file, `torchvision:NAME`, or None to train it.
         training: how to train the teacher, where it has no weights.
-        pruning: what makes the student out of a copy of the teacher.
+        pruning: in recovery, what makes the student out of a copy of the teacher.
         rounds: of pruning and recovery. With more than one, the pruning's amount rises over the rounds; each recovery
             continues from the last one's student.
         inversion: how to dream; its `competition_weight` is for the dreams that are streamed.
-        distillation: how to recover.
-        streaming: how the bank of dreams grows during the recovery.
-        controls: which of `CONTROLS` to train beside the student: the same recovery on noise, on real images.
+        distillation: how the student learns.
+        streaming: how the bank of dreams grows while it does.
+        controls: which of `CONTROLS` to train beside the student: the same on noise, on real images.
         data: the real images, or None.
         options: where and how precisely to compute.
         choices: names of the configuration's choices by group, for tables.
     """
 
     name: str
+    task: str
     seed: int
     spec: InputSpec
     build_model: Callable[[], nn.Module]
     model_recipe: dict[str, Any]
+    build_student: Callable[[], nn.Module]
+    student_recipe: dict[str, Any]
     weights: str | None
     training: TeacherRecipe
     pruning: PruningMethod
@@ -85,8 +88,12 @@ class Experiment:
         streamed = self.streaming.new_batches(self.distillation.updates)
         return self.inversion.num_images + streamed * self.inversion.batch_size
 
-    def check(self) -> None:
-        """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""
+    def check(self) -> nn.Module:
+        """Raise now what would otherwise be raised after the long work has begun (`DfkdError`).
+
+        Returns:
+            A network of the teacher's architecture, for what a task has to check itself.
+        """
         model = self.build_model()
         self._check_inversion(model)
         if self.weights is not None:
@@ -96,7 +103,6 @@ class Experiment:
                 "teacher.weights is null and data=none: there is neither a trained teacher nor data to train one on. "
                 "Give teacher.weights=FILE, or a data group."
             )
-        self._check_pruning(model)
         if self.distillation.batch_size > self.inversion.num_images:
             raise ConfigError(
                 f"distillation.batch_size must be at most inversion.num_images ({self.inversion.num_images}), got "
@@ -107,6 +113,7 @@ class Experiment:
                 "inversion.num_held_out must be 1 or more with data=none, got 0: held-out dreams are all that can "
                 "judge the student then."
             )
+        return model
 
     def _check_inversion(self, model: nn.Module) -> None:
         recipe = self.inversion
@@ -125,15 +132,4 @@ class Experiment:
             raise ConfigError(
                 f"inversion.competition_weight is {recipe.competition_weight}, but all dreams are made before there is "
                 "a student to compete with. Set it to 0, or stream dreams with streaming.every=K."
-            )
-
-    def _check_pruning(self, teacher: nn.Module) -> None:
-        student = copy.deepcopy(teacher)
-        self.pruning.apply(student, teacher, lambda: torch.randn(8, *self.spec.image_shape))
-        if self.distillation.reconstruct:
-            require_teachers_shapes(student, teacher)
-        if self.rounds > 1 and self.pruning.amount is None:
-            raise ConfigError(
-                f"rounds must be 1 with pruning._target_={self.pruning.recipe.get('_target_')}, got {self.rounds}: it "
-                "has no amount that could rise from round to round."
             )

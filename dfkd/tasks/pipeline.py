@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ WEIGHTS = "weights.safetensors"
 
 
 @dataclass
-class Pipeline:
+class Pipeline(ABC):
     """Runs the stages of an experiment that are missing from the store. A task adds its own to `stages`.
 
     Attributes:
@@ -55,8 +56,12 @@ class Pipeline:
 
     def check(self) -> None:
         """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""
-        self.experiment.check()
+        self._check_student(self.experiment.check())
         self.store.check_writable()
+
+    @abstractmethod
+    def _check_student(self, teacher: nn.Module) -> None:
+        """Raise what can be known to be wrong with what is done to the student (`DfkdError`)."""
 
     def run(self, last: str = "evaluate") -> dict[str, Any] | None:
         """Run all stages up to `last`; after `evaluate`, the scores and counts that make up the result."""
@@ -118,9 +123,10 @@ class Pipeline:
         self._obtain("dream", "dreams", recipe, make)
 
     def network(self, artifact: str) -> nn.Module:
-        """The network of the artifact made by a stage or control."""
+        """The network of the artifact made by a stage or control: a student's, but for `teacher`."""
+        build = self.experiment.build_model if artifact == "teacher" else self.experiment.build_student
         with torch.random.fork_rng():
-            model = self.experiment.build_model()
+            model = build()
         return load_student(self.artifacts[artifact].directory / WEIGHTS, model)
 
     def dreams(self) -> Dreams:

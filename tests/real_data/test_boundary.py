@@ -20,7 +20,7 @@ from PIL import Image
 
 import dfkd
 from dfkd.real_data import Purpose, RealImages, Split
-from dfkd.tasks import STAGES
+from dfkd.tasks import Recovery
 
 PACKAGE = Path(dfkd.__file__).parent
 DREAM_SIDE = ["inversion", "dreams", "streaming", "distillation", "pruning", "models", "training", "api.py"]
@@ -102,7 +102,7 @@ def test_only_teacher_training_evaluation_and_the_control_open_image_files(folde
         "run_dir=run",
     ]
     opened = {}
-    for stage in STAGES:
+    for stage in Recovery.stages:
         done = subprocess.run(
             [sys.executable, "-c", WATCHER, str(folder), *options, f"stage={stage}"],
             cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
