@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.method import PruningMethod
 from dfkd.reporting import report
-from dfkd.reporting.result import summary, table_rows
-from dfkd.reporting.run_directory import TABLE_COLUMNS, log_growth, log_run, write_run
+from dfkd.reporting.result import student_of, summary, table
+from dfkd.reporting.run_directory import log_growth, log_run, write_run
 from dfkd.store import Store, check_writable
-from dfkd.tasks import CONTROLS, TASKS, DistillationPipeline, Experiment
+from dfkd.tasks import TASKS, Experiment, Pipeline
 
 log = logging.getLogger("dfkd")
 
@@ -45,13 +46,15 @@ def make_experiment(cfg: DictConfig) -> Experiment:
     """
     config.require_complete(cfg)
     require(cfg.task in TASKS, "task", cfg.task, f"one of {tuple(TASKS)}")
-    stages = TASKS[cfg.task].stages
-    require(cfg.stage in stages, "stage", cfg.stage, f"one of {stages} with task={cfg.task}")
+    task = TASKS[cfg.task]
+    require(cfg.stage in task.stages, "stage", cfg.stage, f"one of {task.stages} with task={cfg.task}")
+    controls = task.controls if cfg.controls is None else tuple(cfg.controls)
+    require(set(controls) <= set(task.controls), "controls", list(controls), f"a list of {task.controls}, or []")
     node = config.plain(cfg.input)
     spec = InputSpec(tuple(node["image_shape"]), node["num_classes"], tuple(node["mean"]), tuple(node["std"]))
     require(cfg.rounds >= 1, "rounds", cfg.rounds, "1 or more")
-    require(set(cfg.controls) <= set(CONTROLS), "controls", list(cfg.controls), f"a list of {CONTROLS}, or []")
     student = cfg.student or cfg.model
+    incremental = config.typed(cfg.incremental)
     prune, arguments = config.target_of("pruning", cfg.pruning)
     return Experiment(
         name=cfg.name,
@@ -69,8 +72,12 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         distillation=config.typed(cfg.distillation),
         streaming=config.typed(cfg.streaming),
         rounds=cfg.rounds,
-        controls=tuple(cfg.controls),
+        controls=controls,
+        incremental=incremental,
         data=config.instantiate("data", cfg.data, spec),
+        new_data=config.instantiate("new_data", cfg.new_data, replace(spec, num_classes=incremental.new_classes))
+        if incremental.new_classes
+        else None,
         options=config.typed(cfg.trainer),
         choices=_choices(),
     )
@@ -84,7 +91,7 @@ def _choices() -> dict[str, str]:
             if not str(group).startswith("hydra")}  # fmt: skip
 
 
-def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, DistillationPipeline]:
+def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline]:
     """One job: check everything, then run the stages up to `cfg.stage` and write what they leave into `run_dir`.
 
     Returns:
@@ -156,12 +163,13 @@ def _check_space(recipe: InversionRecipe, spec: InputSpec, store: Path, run_dir:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    table = Table(title=f"{result['experiment']}, seed {result['seed']}")
-    for column in TABLE_COLUMNS:
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for row in table_rows(result):
-        table.add_row(*row, style="bold" if row[0].startswith("recovered") else None)
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    columns, rows = table(result)
+    shown = Table(title=f"{result['experiment']}, seed {result['seed']}")
+    for column in columns:
+        shown.add_column(column, justify="left" if column == "network" else "right")
+    for row in rows:
+        shown.add_row(*row, style=None if row[0].startswith(("teacher", "pruned", "control")) else "bold")
+    Console(width=None if sys.stdout.isatty() else 100).print(shown)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://dfkd.conf", config_name="config")
@@ -171,8 +179,14 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     result, _ = run(cfg, run_dir)
     # What a sweeper that searches may choose by: held-out dreams, never the test images.
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
-        return result[TASKS[cfg.task].student]["agreement"]
+        return _objective(result)
     return None
+
+
+def _objective(result: dict[str, Any]) -> float | None:
+    if result["task"] == "class_incremental":
+        return result["scores"]["learn"]["agreement"]
+    return student_of(result)["agreement"]
 
 
 def main() -> None:

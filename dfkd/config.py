@@ -19,6 +19,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.errors import ConfigError, DfkdError
+from dfkd.incremental import IncrementalRecipe
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
@@ -63,9 +64,11 @@ class Schema:
     student: dict[str, Any] = field(default_factory=dict)
     teacher: TeacherNode = field(default_factory=TeacherNode)
     data: dict[str, Any] = MISSING
+    new_data: dict[str, Any] = MISSING
+    incremental: IncrementalRecipe = field(default_factory=IncrementalRecipe)
     pruning: dict[str, Any] = MISSING
     rounds: int = 1
-    controls: list[str] = field(default_factory=lambda: ["noise", "real"])
+    controls: list[str] | None = None
     inversion: InversionRecipe = field(default_factory=InversionRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
     streaming: StreamingRecipe = field(default_factory=StreamingRecipe)
@@ -76,8 +79,8 @@ class Schema:
 def register() -> None:
     """Make the schema and the resolvers known to Hydra and OmegaConf."""
     schema = OmegaConf.structured(Schema)
-    recipes = schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.trainer
-    for recipe in recipes:
+    recipes = [schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.incremental]
+    for recipe in (*recipes, schema.trainer):
         OmegaConf.set_readonly(recipe, False)  # frozen as objects, but still to be composed
     ConfigStore.instance().store(name="schema", node=schema)
     OmegaConf.register_new_resolver("dfkd.run_dir", _run_dir, replace=True)

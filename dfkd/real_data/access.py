@@ -1,4 +1,4 @@
-"""The one door to real images: whoever opens it says what for, and only three purposes are allowed.
+"""The one door to real images: whoever opens it says what for, and only four purposes are allowed.
 
 Nothing that makes or uses dreams may import this package (a test holds that), and every opening is recorded in the
 run's result.
@@ -19,6 +19,7 @@ class Purpose(StrEnum):
     TEACHER_TRAINING = "teacher training"
     EVALUATION = "evaluation"
     REAL_DATA_CONTROL = "real-data control"
+    NEW_CLASSES = "learning new classes"
 
 
 class Split(StrEnum):
@@ -32,6 +33,7 @@ ALLOWED = {
     Purpose.TEACHER_TRAINING: Split.TRAIN,
     Purpose.EVALUATION: Split.TEST,
     Purpose.REAL_DATA_CONTROL: Split.TRAIN,
+    Purpose.NEW_CLASSES: Split.TRAIN,
 }
 
 
@@ -52,7 +54,7 @@ class RealImages:
     opened: list[str] = field(default_factory=list)
 
     def open(self, purpose: Purpose) -> Dataset:
-        """The split that `purpose` allows: training images to teach and for the control, test images to evaluate."""
+        """The split that `purpose` allows: test images to evaluate, training images for all others."""
         purpose = Purpose(purpose)
         self.opened.append(purpose.value)
         return self.opener(ALLOWED[purpose])

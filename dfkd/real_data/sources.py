@@ -6,6 +6,7 @@ Each source checks at once that it fits the network's input, and reads pixels on
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,17 @@ def no_data(spec: InputSpec) -> None:
     return
 
 
-def digits(spec: InputSpec) -> RealImages:
+def digits(spec: InputSpec, only: Sequence[int] = ()) -> RealImages:
     """The 1,797 scanned digits (8x8, grey) that scikit-learn ships; a fifth of each class is the test split.
 
+    Args:
+        spec: the network's input.
+        only: the classes to keep, numbered anew in this order; empty: all.
+
     Raises:
-        DataError: the network does not take one channel and ten classes.
+        DataError: the network does not take one channel and as many classes.
     """
-    _check_classes(10, spec, "digits")
+    _check_classes(10, spec, "digits", only)
     if spec.image_shape[0] != 1:
         raise DataError(f"data: digits are grey, but input.image_shape says {spec.image_shape[0]} channels, not 1.")
 
@@ -46,11 +51,17 @@ def digits(spec: InputSpec) -> RealImages:
         images = torch.from_numpy(pixels / 16.0).float().unsqueeze(1)
         return TensorDataset(_pixel_transform(spec)(images), torch.from_numpy(np.asarray(labels)).long())
 
-    return RealImages("digits", "scikit-learn digits, stratified fifth held out, split 0", opener)
+    return _with_classes(only, RealImages("digits", "scikit-learn digits, stratified fifth held out, split 0", opener))
 
 
-def cifar(spec: InputSpec, root: str = "data", classes: int = 10) -> RealImages:
+def cifar(spec: InputSpec, root: str = "data", classes: int = 10, only: Sequence[int] = ()) -> RealImages:
     """CIFAR-10 or CIFAR-100 by torchvision, downloaded into `root` where it is not there yet.
+
+    Args:
+        spec: the network's input.
+        root: the folder.
+        classes: 10 or 100.
+        only: the classes to keep, numbered anew in this order; empty: all.
 
     Raises:
         DataError: `classes` is not 10 or 100, or the network has another number of classes.
@@ -58,7 +69,7 @@ def cifar(spec: InputSpec, root: str = "data", classes: int = 10) -> RealImages:
     if classes not in (10, 100):
         raise DataError(f"data.classes must be 10 or 100, got {classes!r}.")
     name = f"cifar{classes}"
-    _check_classes(classes, spec, name)
+    _check_classes(classes, spec, name, only)
     data_set = CIFAR10 if classes == 10 else CIFAR100
 
     def opener(split: Split) -> Dataset:
@@ -70,10 +81,12 @@ def cifar(spec: InputSpec, root: str = "data", classes: int = 10) -> RealImages:
                 "data=image_folder or data=none."
             ) from error
 
-    return RealImages(name, name, opener)
+    return _with_classes(only, RealImages(name, name, opener))
 
 
-def image_folder(spec: InputSpec, root: str, train: str = "train", test: str = "test") -> RealImages:
+def image_folder(
+    spec: InputSpec, root: str, train: str = "train", test: str = "test", only: Sequence[int] = ()
+) -> RealImages:
     """Images on disk as root/train/<class>/* and root/test/<class>/*; resized to the network's input.
 
     Args:
@@ -81,6 +94,7 @@ def image_folder(spec: InputSpec, root: str, train: str = "train", test: str = "
         root: the folder.
         train: its sub-folder for teacher training and the real-data control.
         test: its sub-folder for evaluation.
+        only: the classes to keep, by their place in the sorted folders, numbered anew in this order; empty: all.
 
     Raises:
         DataError: a folder is missing or empty, has a single class, or its classes are not the network's.
@@ -88,15 +102,15 @@ def image_folder(spec: InputSpec, root: str, train: str = "train", test: str = "
     folders = {Split.TRAIN: Path(root) / train, Split.TEST: Path(root) / test}
     digest = hashlib.sha256()
     for folder in folders.values():
-        digest.update(_check_folder(folder, spec).encode())
+        digest.update(_check_folder(folder, spec, only).encode())
 
     def opener(split: Split) -> Dataset:
         return ImageFolder(str(folders[split]), transform=_file_transform(spec), loader=_load_image)
 
-    return RealImages(f"image_folder {Path(root).name}", digest.hexdigest(), opener)
+    return _with_classes(only, RealImages(f"image_folder {Path(root).name}", digest.hexdigest(), opener))
 
 
-def _check_folder(folder: Path, spec: InputSpec) -> str:
+def _check_folder(folder: Path, spec: InputSpec, only: Sequence[int]) -> str:
     """Listing of a folder as text: names and sizes, without opening an image."""
     if not folder.is_dir():
         raise DataError(
@@ -118,16 +132,47 @@ def _check_folder(folder: Path, spec: InputSpec) -> str:
             f"data.root: {folder} has a single class ({classes[0].name}); a classifier needs two or more. "
             "Is data.root one level too deep or too high?"
         )
-    _check_classes(len(classes), spec, str(folder))
+    _check_classes(len(classes), spec, str(folder), only)
     return "\n".join(lines)
 
 
-def _check_classes(classes: int, spec: InputSpec, name: str) -> None:
+def _check_classes(classes: int, spec: InputSpec, name: str, only: Sequence[int]) -> None:
+    if any(label not in range(classes) for label in only) or len(set(only)) != len(only):
+        raise DataError(f"data.only must be different classes of {name}, each in [0, {classes}), got {list(only)}.")
+    classes = len(only) or classes
     if classes != spec.num_classes:
         raise DataError(
             f"data: {name} has {classes} classes, but input.num_classes is {spec.num_classes}. "
             "Use the data that the network was trained for, or data=none."
         )
+
+
+def _with_classes(only: Sequence[int], images: RealImages) -> RealImages:
+    """`images` of the classes `only`, or of all."""
+    if not only:
+        return images
+    kept = list(only)
+    return RealImages(
+        f"{images.name}, classes {kept}", f"{images.fingerprint}, classes {kept}",
+        lambda split: _OfClasses(images.opener(split), kept),
+    )  # fmt: skip
+
+
+class _OfClasses(Dataset):
+    """The images of some classes of a data set, numbered anew."""
+
+    def __init__(self, images: Dataset, classes: list[int]) -> None:
+        labels = images.tensors[1] if isinstance(images, TensorDataset) else images.targets  # type: ignore[attr-defined]
+        self.images = images
+        self.number = {label: number for number, label in enumerate(classes)}
+        self.places = [place for place, label in enumerate(map(int, labels)) if label in self.number]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.images[self.places[index]]
+        return image, self.number[int(label)]
 
 
 def _load_image(path: str) -> Image.Image:

@@ -70,7 +70,7 @@ def recovery_bars(kind: str, values: dict[str, float]) -> Figure:
     axes = figure.subplots()
     names = list(values)[::-1]
     percent = np.array([100 * values[name] for name in names])
-    colours = ["#1b7837" if name.startswith(("recovered", "student")) else "#9a9a9a" for name in names]
+    colours = ["#1b7837" if name.startswith(("recovered", "student", "new classes")) else "#9a9a9a" for name in names]
     bars = axes.barh(names, percent, color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.set_xlim(0, 108)

@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 
-from dfkd.tasks import DistillationPipeline
+from dfkd.reporting import class_incremental
+from dfkd.reporting.percent import percent
+from dfkd.tasks import ClassIncremental, DistillationPipeline, Pipeline
 from dfkd.training.progress import duration
+
+Scores = dict[str, dict[str, float | None]]  # marks by name, by network
 
 # Names of the table's rows and the bars of recovery.png, in order.
 NETWORKS = {
@@ -24,34 +28,59 @@ NETWORKS = {
 }
 
 
-def build_result(
-    pipeline: DistillationPipeline, scores: dict[str, dict[str, float | None]], sizes: dict[str, int]
-) -> dict[str, Any]:
+def build_result(pipeline: Pipeline, scores: Scores, sizes: dict[str, int]) -> dict[str, Any]:
     """The content of `result.json`. Accuracies and agreements are in [0, 1], None where they cannot be known.
 
     `sizes` are the bytes of the student's files. `agreement` is the share of held-out dreams on which a network gives
     the teacher's answer. `recovery` is (recovered - pruned) / (teacher - pruned) in accuracy. `timing` is seconds by
     stage, as measured when the stage's product was made; `reused` names the products that this run found in the store.
-    The student is called `recovered` where it was pruned, `student` where it was fresh.
+    The student is called `recovered` where it was pruned, `student` where it was fresh; for class-incremental learning
+    see `dfkd.reporting.class_incremental`.
     """
-    e = pipeline.experiment
-    artifacts = pipeline.artifacts
+    e, artifacts = pipeline.experiment, pipeline.artifacts
     dreams = artifacts["dream"].notes
-    mark = {name: scores.get(name, {"accuracy": None, "agreement": None}) for name in NETWORKS}
     stages = dict.fromkeys((*pipeline.stages[:-1], "controls", "evaluate"), 0.0)
     for name, artifact in artifacts.items():  # those of a stage's rounds are called `recover_1`, `noise_pruned_2`, ...
         stage = name.split("_")[0]
         stages[stage if stage in stages else "controls"] += artifact.seconds
     stages = {stage: round(seconds, 2) for stage, seconds in stages.items()}
-    networks = [name for name in ("teacher", "pruned", pipeline.student) if name in pipeline.networks]
-    costs = dict(zip(networks, pipeline.costs(*(pipeline.networks[name] for name in networks)), strict=True))
-    controls = [name for name in ("batchnorm", "noise", "real") if name in pipeline.networks or "pruned" in networks]
-    accuracy = {name: marks["accuracy"] for name, marks in mark.items()}
+    if isinstance(pipeline, DistillationPipeline):
+        marks = _distillation_scores(pipeline, scores, sizes)
+    elif isinstance(pipeline, ClassIncremental):
+        marks = class_incremental.scores_of(pipeline, scores, sizes)
+    opened = [purpose for data in (e.data, e.new_data) if data is not None for purpose in data.opened]
     return {
         "experiment": e.name,
         "task": e.task,
         "seed": e.seed,
         "choices": e.choices,
+        **marks,
+        "dreams": {
+            "count": e.inversion.num_images,
+            "held_out": e.inversion.num_held_out,
+            "iterations": e.inversion.iterations,
+            "teacher_accuracy": dreams["teacher_accuracy"],
+        },
+        "timing": stages | {"total": round(sum(stages.values()), 2)},
+        "reused": sorted(name for name, artifact in artifacts.items() if artifact.reused),
+        "artifacts": {name: f"{artifact.kind}/{artifact.key}" for name, artifact in sorted(artifacts.items())},
+        "data": {
+            "name": None if e.data is None else e.data.name,
+            "new": None if e.new_data is None else e.new_data.name,
+            "opened_for": list(dict.fromkeys(opened)),
+        },
+        "environment": environment(e.options.torch_device()),
+    }
+
+
+def _distillation_scores(pipeline: DistillationPipeline, scores: Scores, sizes: dict[str, int]) -> dict[str, Any]:
+    e = pipeline.experiment
+    mark = {name: scores.get(name, {"accuracy": None, "agreement": None}) for name in NETWORKS}
+    networks = [name for name in ("teacher", "pruned", pipeline.student) if name in pipeline.networks]
+    costs = dict(zip(networks, pipeline.costs(*(pipeline.networks[name] for name in networks)), strict=True))
+    controls = [name for name in ("batchnorm", "noise", "real") if name in pipeline.networks or "pruned" in networks]
+    accuracy = {name: marks["accuracy"] for name, marks in mark.items()}
+    return {
         "teacher": {
             "accuracy": accuracy["teacher"],
             "weights": Path(e.weights).name if e.weights else "trained here",
@@ -62,27 +91,13 @@ def build_result(
         "controls": {name: accuracy[name] for name in controls},
         "controls_agreement": {name: mark[name]["agreement"] for name in controls},
         "recovery": recovery(accuracy["teacher"], accuracy["pruned"], accuracy["recovered"]),
-        "dreams": {
-            "count": e.inversion.num_images,
-            "held_out": e.inversion.num_held_out,
-            "iterations": e.inversion.iterations,
-            "teacher_accuracy": dreams["teacher_accuracy"],
-        },
         "streaming": _streaming(pipeline),
-        "timing": stages | {"total": round(sum(stages.values()), 2)},
-        "reused": sorted(name for name, artifact in artifacts.items() if artifact.reused),
-        "artifacts": {name: f"{artifact.kind}/{artifact.key}" for name, artifact in sorted(artifacts.items())},
-        "data": {
-            "name": None if e.data is None else e.data.name,
-            "opened_for": [] if e.data is None else list(dict.fromkeys(e.data.opened)),
-        },
-        "environment": environment(e.options.torch_device()),
     }
 
 
 def _streaming(pipeline: DistillationPipeline) -> dict[str, Any] | None:
     """What was dreamt while the student learned, and how long that took of its time; None if nothing was."""
-    notes = pipeline.artifacts[pipeline.networks[pipeline.student]].notes
+    notes = pipeline.artifacts[pipeline.stages[-2]].notes
     rows = notes.get("stream")
     if not rows:
         return None
@@ -109,17 +124,19 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def table_rows(result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows of (network, sparsity, accuracy, agreement) as text; networks that were not made are left out."""
-    rows = []
+def table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Columns and rows as text; networks that were not made are left out."""
+    if result["task"] == "class_incremental":
+        return class_incremental.COLUMNS, class_incremental.rows(result)
+    rows: list[tuple[str, ...]] = []
     for name, label in NETWORKS.items():
         marks = _marks(result, name)
         if marks == (None, None) and name != "teacher":
             continue
         sparsity = 0.0 if name == "teacher" else student_of(result)["sparsity"]
-        agreement = "" if name == "teacher" else _percent(marks[1])
-        rows.append((label, _percent(sparsity), _percent(marks[0]), agreement))
-    return rows
+        agreement = "" if name == "teacher" else percent(marks[1])
+        rows.append((label, percent(sparsity), percent(marks[0]), agreement))
+    return ["network", "sparsity", "accuracy", "agreement"], rows
 
 
 def student_of(result: dict[str, Any]) -> dict[str, Any]:
@@ -135,16 +152,20 @@ def network_scores(result: dict[str, Any]) -> tuple[str, dict[str, float | None]
 
 def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """`network_scores` that are known, under the names for people."""
+    if result["task"] == "class_incremental":
+        return class_incremental.bars(result)
     kind, values = network_scores(result)
     return kind, {NETWORKS[name]: value for name, value in values.items() if value is not None}
 
 
 def summary(result: dict[str, Any]) -> str:
     """One line on what the run did and how long it took."""
+    if result["task"] == "class_incremental":
+        return class_incremental.summary(result)
     dreams, timing = result["dreams"], result["timing"]
     line = f"{dreams['count']} dreams of {dreams['iterations']} iterations"
     if dreams["teacher_accuracy"] is not None:
-        line += f", {_percent(dreams['teacher_accuracy'])} of them seen as their label by the teacher"
+        line += f", {percent(dreams['teacher_accuracy'])} of them seen as their label by the teacher"
     streamed = result.get("streaming")
     if streamed is not None:
         line += f", and {streamed['images']} made while the student learned"
@@ -154,7 +175,7 @@ def summary(result: dict[str, Any]) -> str:
         line += f" ({duration(streamed['seconds'])} of it dreaming)"
     line += f", all stages {duration(timing['total'])} on {result['environment']['device']}."
     if result["recovery"] is not None:
-        line += f" Recovered {_percent(result['recovery'])} of what pruning lost."
+        line += f" Recovered {percent(result['recovery'])} of what pruning lost."
     return line
 
 
@@ -165,7 +186,3 @@ def _marks(result: dict[str, Any], name: str) -> tuple[float | None, float | Non
         marks = result.get(name, {})
         return marks.get("accuracy"), marks.get("agreement")
     return result["controls"].get(name), result["controls_agreement"].get(name)
-
-
-def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:.1f} %"

@@ -17,23 +17,22 @@ from dfkd.models.input_spec import InputSpec
 from dfkd.models.student_file import save_student
 from dfkd.pruning.sparsity import layer_sparsity
 from dfkd.reporting.figures import dream_grid, dreams_over_time, recovery_bars, save_figure
-from dfkd.reporting.result import bars, build_result, table_rows
-from dfkd.tasks import DistillationPipeline
+from dfkd.reporting.result import bars, build_result, table
+from dfkd.tasks import DistillationPipeline, Pipeline
 
 STUDENT = "student.safetensors"
 PACKED_STUDENT = "student.packed.safetensors"
 GRID = 50  # dreams in a picture
 STREAM_PICTURE = "stream.png"
-TABLE_COLUMNS = ["network", "sparsity", "accuracy", "agreement"]
 
 
-def write_run(pipeline: DistillationPipeline, scores: dict[str, Any], directory: Path) -> dict[str, Any]:
+def write_run(pipeline: Pipeline, scores: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Write everything but the log and `config.yaml`; `result.json` comes last, so that it tells a finished run.
 
     Returns:
         The content of `result.json`.
     """
-    student = pipeline.network(pipeline.networks[pipeline.student])
+    student = pipeline.network(pipeline.stages[-2])
     save_student(directory / STUDENT, student)
     save_student(directory / PACKED_STUDENT, student, packed=True)
     sizes = {"dense": (directory / STUDENT).stat().st_size, "packed": (directory / PACKED_STUDENT).stat().st_size}
@@ -48,7 +47,7 @@ def write_run(pipeline: DistillationPipeline, scores: dict[str, Any], directory:
     )
     _write_csv(directory / "metrics.csv", ["stage", "batch", "step", "metric", "value"], _metrics(pipeline))
     save_figure(dream_grid(pipeline.dreams(), pipeline.experiment.spec), directory / "dreams.png")
-    streamed = pipeline.streamed()
+    streamed = pipeline.streamed() if isinstance(pipeline, DistillationPipeline) else []
     if streamed:
         save_figure(dreams_over_time(streamed, pipeline.experiment.spec), directory / STREAM_PICTURE)
     save_figure(recovery_bars(*bars(result)), directory / "recovery.png")
@@ -63,7 +62,8 @@ def log_run(result: dict[str, Any], directory: Path, loggers: Sequence[Logger]) 
             for picture in ("dreams.png", STREAM_PICTURE, "recovery.png"):
                 if (directory / picture).exists():
                     logger.log_image(Path(picture).stem, [str(directory / picture)])
-            logger.log_table("result", columns=TABLE_COLUMNS, data=[list(row) for row in table_rows(result)])
+            columns, rows = table(result)
+            logger.log_table("result", columns=columns, data=[list(row) for row in rows])
             logger.experiment.summary.update(_numbers(result))
 
 
@@ -75,7 +75,7 @@ def log_growth(loggers: Sequence[Logger], spec: InputSpec, dreams: Dreams, row: 
             logger.log_image("stream/dreams", [pixels], step=int(row["update"]))
 
 
-def _metrics(pipeline: DistillationPipeline) -> Iterable[list[Any]]:
+def _metrics(pipeline: Pipeline) -> Iterable[list[Any]]:
     for stage, artifact in pipeline.artifacts.items():
         for row in artifact.notes.get("history", []):
             step = row.get("update", row.get("iteration"))

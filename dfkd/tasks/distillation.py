@@ -33,6 +33,7 @@ class DistillationPipeline(Pipeline):
 
     networks: ClassVar[dict[str, str]]  # the artifacts that are scored, by their name in the result
     student: ClassVar[str]  # the student's name in the result
+    controls: ClassVar[tuple[str, ...]] = ("noise", "real")  # the same, taught on noise and on real images
 
     @abstractmethod
     def _learn(self, name: str, images: dict[str, Any], make_data: MakeData) -> None:
@@ -91,7 +92,7 @@ class DistillationPipeline(Pipeline):
 
     def streamed(self) -> list[Dreams]:
         """The batches of dreams that were made while the student learned, in that order."""
-        artifact = self.artifacts[self.networks[self.student]]
+        artifact = self.artifacts[self.stages[-2]]
         bank = DreamBank(artifact.directory / STREAMED)
         return [bank.read(number)[0] for number in range(len(artifact.notes.get("stream", [])))]
 

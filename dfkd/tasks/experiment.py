@@ -10,6 +10,7 @@ from torch import nn
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.errors import ConfigError, DfkdError
+from dfkd.incremental import IncrementalRecipe
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec, check_model
@@ -19,8 +20,6 @@ from dfkd.real_data import RealImages
 from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.teacher import TeacherRecipe
-
-CONTROLS = ("noise", "real")
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,10 @@ class Experiment:
         inversion: how to dream; its `competition_weight` is for the dreams that are streamed.
         distillation: how the student learns.
         streaming: how the bank of dreams grows while it does.
-        controls: which of `CONTROLS` to train beside the student: the same on noise, on real images.
+        controls: which of the task's controls to train beside the student.
+        incremental: in class-incremental learning, how the new classes are learned.
         data: the real images, or None.
+        new_data: in class-incremental learning, the real images of the new classes.
         options: where and how precisely to compute.
         choices: names of the configuration's choices by group, for tables.
     """
@@ -65,8 +66,10 @@ class Experiment:
     distillation: DistillationRecipe
     streaming: StreamingRecipe = field(default_factory=StreamingRecipe)
     rounds: int = 1
-    controls: tuple[str, ...] = CONTROLS
+    controls: tuple[str, ...] = ()
+    incremental: IncrementalRecipe = field(default_factory=IncrementalRecipe)
     data: RealImages | None = None
+    new_data: RealImages | None = None
     options: TrainerOptions = field(default_factory=TrainerOptions)
     choices: dict[str, str] = field(default_factory=dict)
 

@@ -36,7 +36,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass
 class Pipeline(ABC):
-    """Runs the stages of an experiment that are missing from the store. A task adds its own to `stages`.
+    """Runs the stages of an experiment that are missing from the store. Subclasses are the tasks.
 
     Attributes:
         experiment: what to do.
@@ -52,7 +52,8 @@ class Pipeline(ABC):
     on_growth: Callable[[Dreams, dict[str, float]], None] | None = None
     artifacts: dict[str, Artifact] = field(default_factory=dict)
 
-    stages: ClassVar[tuple[str, ...]] = ("teacher", "dream")
+    stages: ClassVar[tuple[str, ...]]
+    controls: ClassVar[tuple[str, ...]]  # that may be trained beside the student
 
     def check(self) -> None:
         """Raise now what would otherwise be raised after the long work has begun (`DfkdError`)."""

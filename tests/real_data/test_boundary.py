@@ -23,7 +23,17 @@ from dfkd.real_data import Purpose, RealImages, Split
 from dfkd.tasks import Recovery
 
 PACKAGE = Path(dfkd.__file__).parent
-DREAM_SIDE = ["inversion", "dreams", "streaming", "distillation", "pruning", "models", "training", "api.py"]
+DREAM_SIDE = [
+    "inversion",
+    "dreams",
+    "streaming",
+    "incremental",
+    "distillation",
+    "pruning",
+    "models",
+    "training",
+    "api.py",
+]
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -1,0 +1,60 @@
+"""Images of new classes side by side with what reminds the network of the old ones: dreams, or in a control images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dfkd.seeding import derive_seed
+from dfkd.training.data import SeededBatches, SeededDataModule
+
+
+class PairedDataModule(SeededDataModule):
+    """Streams `(images (B, 2, C, H, W), labels (B, 2))`: at 0 the new classes, at 1 the memory of the old ones.
+
+    Each of the two has passes of its own. Without a memory there is 0 alone.
+
+    Args:
+        new: images of the new classes, with their labels among all classes.
+        memory: dreams of the old classes, or in a control their images; None: nothing.
+        batch_size, batches, seed, num_workers: as in `SeededDataModule`.
+    """
+
+    def __init__(
+        self, new: Dataset, memory: Dataset | None, batch_size: int, batches: int, seed: int = 0, num_workers: int = 0
+    ) -> None:
+        super().__init__(batch_size, batches, seed, num_workers)
+        self.sets = [new] if memory is None else [new, memory]
+
+    def train_dataloader(self) -> DataLoader:
+        size = min(self.batch_size, *(len(part) for part in self.sets))  # type: ignore[arg-type]
+        seeds = self.seed, derive_seed(self.seed, "memory")
+        batches = [
+            SeededBatches(len(part), size, self.batches, seed, self.consumed)  # type: ignore[arg-type]
+            for part, seed in zip(self.sets, seeds, strict=False)
+        ]
+        return DataLoader(_SideBySide(self.sets), batch_sampler=_Zipped(batches), num_workers=self.num_workers)
+
+
+class _SideBySide(Dataset):
+    def __init__(self, sets: list[Dataset]) -> None:
+        self.sets = sets
+
+    def __getitem__(self, places: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        found = [part[place] for part, place in zip(self.sets, places, strict=True)]
+        return torch.stack([image.float() for image, _ in found]), torch.tensor([int(label) for _, label in found])
+
+
+class _Zipped(Sampler[list[tuple[int, ...]]]):
+    def __init__(self, batches: list[SeededBatches]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches[0])
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        for together in zip(*self.batches, strict=True):
+            yield list(zip(*together, strict=True))

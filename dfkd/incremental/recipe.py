@@ -1,0 +1,38 @@
+"""How a network that knows old classes learns new ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dfkd.errors import require
+from dfkd.training.optimizer import OptimizerRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class IncrementalRecipe(OptimizerRecipe):
+    """Settings of class-incremental learning.
+
+    Attributes:
+        new_classes: how many classes there are to learn.
+        temperature: softmax temperature of the two distillation terms.
+        dream_weight: weight of t^2 KL(old || new) on dreams, over all classes.
+        old_weight: weight of t^2 KL(old || new) on the new images, over the old classes.
+        separate_heads: the cross-entropy of the new images is over the new classes alone, so that it does not push the
+            old ones down (as in Learning without Forgetting, Li and Hoiem 2016); else over all classes (DI).
+    """
+
+    new_classes: int = 0
+    learning_rate: float = 0.02
+    temperature: float = 2.0
+    dream_weight: float = 1.0
+    old_weight: float = 1.0
+    separate_heads: bool = False
+
+    group = "incremental"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.new_classes >= 0, "incremental.new_classes", self.new_classes, "0 or more")
+        require(self.temperature > 0, "incremental.temperature", self.temperature, "above 0")
+        for option in ("dream_weight", "old_weight"):
+            require(getattr(self, option) >= 0, f"incremental.{option}", getattr(self, option), "0 or more")
