@@ -24,11 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dfkd import config, export
-from dfkd.errors import ConfigError, DfkdError, require
+from dfkd.errors import ConfigError, DataError, DfkdError, require
 from dfkd.files import write_json, write_text
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.method import PruningMethod
+from dfkd.real_data import RealImages
 from dfkd.reporting import report
 from dfkd.reporting.result import student_of, summary, table
 from dfkd.reporting.run_directory import log_growth, log_run, write_run
@@ -75,12 +76,21 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         controls=controls,
         incremental=incremental,
         data=config.instantiate("data", cfg.data, spec),
-        new_data=config.instantiate("new_data", cfg.new_data, replace(spec, num_classes=incremental.new_classes))
-        if incremental.new_classes
-        else None,
+        new_data=_new_data(cfg, spec, incremental.new_classes),
         options=config.typed(cfg.trainer),
         choices=_choices(),
     )
+
+
+def _new_data(cfg: DictConfig, spec: InputSpec, classes: int) -> RealImages | None:
+    if not classes:
+        return None
+    try:
+        return config.instantiate("new_data", cfg.new_data, replace(spec, num_classes=classes))
+    except DataError as error:
+        raise DataError(
+            f"new_data: {error} (For new classes incremental.new_classes={classes} is what counts.)"
+        ) from error
 
 
 def _choices() -> dict[str, str]:

@@ -16,7 +16,7 @@ from dfkd.errors import ConfigError, DfkdError
 from dfkd.models.cost import parameters
 from dfkd.models.input_spec import check_model
 from dfkd.store import Store
-from dfkd.tasks import Recovery, Transfer
+from dfkd.tasks import ClassIncremental, Recovery, Transfer
 
 CONF = Path(dfkd.conf.__file__).parent
 
@@ -89,7 +89,7 @@ def test_a_typo_inside_an_experiment_file_is_refused(text, message):
      ("+pruning.amonut=0.5", r"pruning\.amonut.*Did you mean pruning\.amount"),
      ("model._target_=no_such.Network", r"model\._target_=no_such\.Network could not be imported"),
      ("stage=dreams", "stage must be one of"),
-     ("task=pruning", r"task must be one of \('recovery', 'transfer'\), got 'pruning'"),
+     ("task=pruning", r"task must be one of \('recovery', 'transfer', 'class_incremental'\), got 'pruning'"),
      ("controls=[imagenet]", r"controls must be a list of \('noise', 'real'\), or \[\], got \['imagenet'\]"),
      ("model.depth=21", "depth must be 6n"),
      ("inversion.learning_rate=-1", r"inversion\.learning_rate must be above 0"),
@@ -147,6 +147,19 @@ def test_what_cannot_work_in_transfer_is_refused_before_any_work(composed, overr
         Transfer(experiment, Store(tmp_path / "store")).check()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [(["experiment=demo", "task=class_incremental", "incremental.new_classes=5"], r"choose data@new_data=NAME"),
+     (["experiment=incremental_digits", "incremental.new_classes=0"], r"incremental\.new_classes must be 2 or more"),
+     (["experiment=incremental_digits", "new_data.only=[5,6]"], r"new_data: .*has 2 classes.*incremental\.new_classes"),
+     (["experiment=incremental_digits", "data.only=[0,1,2,3,3]"], r"data\.only must be different classes"),
+     (["experiment=incremental_digits", "controls=[noise]"], r"controls must be a list of \('fine_tuning'")],
+)  # fmt: skip
+def test_what_cannot_work_in_class_incremental_learning_is_refused(composed, overrides, message, tmp_path):
+    with pytest.raises(DfkdError, match=message):
+        ClassIncremental(make_experiment(composed(*overrides)), Store(tmp_path / "store")).check()
+
+
 TRANSFERS = {  # DeepInversion's and the field's pairs on CIFAR-10: parameters of teacher and student in millions
     "transfer_resnet34_to_resnet18": (21.3, 11.2),
     "transfer_vgg11_bn_to_resnet18": (9.2, 11.2),
@@ -185,6 +198,7 @@ RECIPES = (
     config.InversionRecipe,
     config.DistillationRecipe,
     config.StreamingRecipe,
+    config.IncrementalRecipe,
     config.TeacherRecipe,
     config.TrainerOptions,
 )

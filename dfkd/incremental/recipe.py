@@ -13,7 +13,7 @@ class IncrementalRecipe(OptimizerRecipe):
     """Settings of class-incremental learning.
 
     Attributes:
-        new_classes: how many classes there are to learn.
+        new_classes: how many classes there are to learn, 2 or more.
         temperature: softmax temperature of the two distillation terms.
         dream_weight: weight of t^2 KL(old || new) on dreams, over all classes.
         old_weight: weight of t^2 KL(old || new) on the new images, over the old classes.
@@ -32,7 +32,8 @@ class IncrementalRecipe(OptimizerRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.new_classes >= 0, "incremental.new_classes", self.new_classes, "0 or more")
+        allowed = "2 or more, or 0 for other tasks"
+        require(self.new_classes == 0 or self.new_classes > 1, "incremental.new_classes", self.new_classes, allowed)
         require(self.temperature > 0, "incremental.temperature", self.temperature, "above 0")
         for option in ("dream_weight", "old_weight"):
             require(getattr(self, option) >= 0, f"incremental.{option}", getattr(self, option), "0 or more")

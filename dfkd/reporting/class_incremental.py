@@ -13,6 +13,7 @@ NETWORKS = {
     "teacher": "teacher, old classes alone",
     "fine_tuning": "control: fine-tuning on the new classes",
     "learning_without_forgetting": "control: learning without forgetting",
+    "learning_without_forgetting_mc": "control: the same with one softmax (LwF.MC)",
     "learn": "new classes learned beside dreams",
     "joint": "control: joint training on real images",
 }

@@ -32,11 +32,16 @@ class ClassIncremental(Pipeline):
     """Teaches a network new classes without the images of those it knows."""
 
     stages: ClassVar[tuple[str, ...]] = ("teacher", "dream", "learn", "evaluate")
-    controls: ClassVar[tuple[str, ...]] = ("fine_tuning", "learning_without_forgetting", "joint")
+    controls: ClassVar[tuple[str, ...]] = (
+        "fine_tuning",
+        "learning_without_forgetting",
+        "learning_without_forgetting_mc",
+        "joint",
+    )
 
     def _check_student(self, teacher: nn.Module) -> None:
         e = self.experiment
-        require(e.incremental.new_classes > 0, "incremental.new_classes", e.incremental.new_classes, "1 or more")
+        require(e.incremental.new_classes > 0, "incremental.new_classes", e.incremental.new_classes, "2 or more")
         if e.new_data is None:
             raise ConfigError("task=class_incremental learns from images of new classes: choose data@new_data=NAME.")
         extend_classifier(teacher, e.spec.num_classes, e.incremental.new_classes)
@@ -58,6 +63,8 @@ class ClassIncremental(Pipeline):
         recipe = e.incremental
         if "fine_tuning" in e.controls:
             self._teach("fine_tuning", {}, replace(recipe, dream_weight=0.0, old_weight=0.0), None)
+        if "learning_without_forgetting_mc" in e.controls:
+            self._teach("learning_without_forgetting_mc", {}, replace(recipe, dream_weight=0.0), None)
         if "learning_without_forgetting" in e.controls:
             self._teach("learning_without_forgetting", {}, replace(recipe, dream_weight=0.0, separate_heads=True), None)
         if "joint" in e.controls and e.data is not None:

@@ -1,8 +1,8 @@
 """Real data-freeness: nothing that makes or uses dreams can reach a real image.
 
 Three proofs: the packages on the dream's side do not import the real-data package; the door to real images opens for
-three purposes only; and a real run, watched by an audit hook, opens no image file outside teacher training,
-evaluation and the real-data control.
+four purposes only; and a real run, watched by an audit hook, opens no image file outside teacher training, evaluation
+and the real-data control, or where new classes are learned, but theirs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 
 import dfkd
 from dfkd.real_data import Purpose, RealImages, Split
-from dfkd.tasks import Recovery
+from dfkd.tasks import ClassIncremental, Recovery
 
 PACKAGE = Path(dfkd.__file__).parent
 DREAM_SIDE = [
@@ -63,13 +63,13 @@ def test_every_folder_of_the_package_is_on_a_known_side():
     assert folders == {name for name in DREAM_SIDE if "." not in name} | both_sides
 
 
-def test_the_door_opens_for_three_purposes_and_records_them():
+def test_the_door_opens_for_four_purposes_and_records_them():
     opened = []
     images = RealImages("some", "fingerprint", opener=lambda split: opened.append(split))  # type: ignore[arg-type]
     for purpose in Purpose:
         images.open(purpose)
-    assert opened == [Split.TRAIN, Split.TEST, Split.TRAIN]
-    assert images.opened == ["teacher training", "evaluation", "real-data control"]
+    assert opened == [Split.TRAIN, Split.TEST, Split.TRAIN, Split.TRAIN]
+    assert images.opened == ["teacher training", "evaluation", "real-data control", "learning new classes"]
     with pytest.raises(ValueError, match="distillation"):
         images.open("distillation")  # type: ignore[arg-type]
 
@@ -83,7 +83,8 @@ from dfkd.app import main
 try:
     main()
 finally:
-    print("OPENED", sum(name.endswith(".png") for name in seen))
+    print("OPENED", *sorted({name.removeprefix(root).split("/")[2] for name in seen if name.endswith(".png")}))
+    print("COUNT", sum(name.endswith(".png") for name in seen))
 """
 
 
@@ -99,8 +100,26 @@ def folder(tmp_path) -> Path:
     return tmp_path / "images"
 
 
+def watched(stages, folder: Path, directory: Path, options: list[str]) -> dict[str, tuple[int, list[str]]]:
+    """How many image files each stage opens, and of which classes."""
+    opened = {}
+    for stage in stages:
+        done = subprocess.run(
+            [sys.executable, "-c", WATCHER, str(folder), *options, f"stage={stage}"],
+            cwd=directory, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        classes, count = done.stdout.split("OPENED")[1].split("COUNT")
+        opened[stage] = int(count), classes.split()
+    return opened
+
+
 @pytest.mark.parametrize(
-    "method", [["rounds=2", "distillation.reconstruct=true"], ["pruning=filters_taylor", "pruning.amount=0.3"]]
+    "method",
+    [
+        ["rounds=2", "distillation.reconstruct=true"],
+        ["pruning=filters_taylor", "pruning.amount=0.3", "streaming.every=5"],
+    ],
 )
 def test_only_teacher_training_evaluation_and_the_control_open_image_files(folder, tmp_path, method):
     options = [
@@ -111,14 +130,27 @@ def test_only_teacher_training_evaluation_and_the_control_open_image_files(folde
         "teacher.training.batch_size=16",
         "run_dir=run",
     ]
-    opened = {}
-    for stage in Recovery.stages:
-        done = subprocess.run(
-            [sys.executable, "-c", WATCHER, str(folder), *options, f"stage={stage}"],
-            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        opened[stage] = int(done.stdout.split("OPENED")[1])
+    opened = {stage: count for stage, (count, _) in watched(Recovery.stages, folder, tmp_path, options).items()}
     assert opened == {"teacher": 40, "dream": 0, "prune": 0, "recover": 0, "evaluate": 50}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["data"]["opened_for"] == ["real-data control", "evaluation"]
+
+
+def test_new_classes_are_learned_without_an_image_of_the_old(folder, tmp_path):
+    options = [
+        *TINY, "task=class_incremental", "data=image_folder", f"data.root={folder}", "data.only=[0,1,2,3,4,5]",
+        "data@new_data=image_folder", f"new_data.root={folder}", "new_data.only=[6,7,8,9]", "input.num_classes=6",
+        "incremental.new_classes=4", "incremental.updates=3", "incremental.batch_size=8",
+        "teacher.training.batch_size=16", "run_dir=run",
+    ]  # fmt: skip
+    opened = watched(ClassIncremental.stages, folder, tmp_path, options)
+    new = ["class6", "class7", "class8", "class9"]
+    assert opened["teacher"] == (24, [f"class{label}" for label in range(6)])
+    assert opened["dream"] == (0, []) and opened["learn"] == (16, new)
+    assert opened["evaluate"][0] > 10  # all test images, and for the controls training images of both
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["data"]["opened_for"] == ["real-data control", "evaluation", "learning new classes"]
+    assert set(result["scores"]) == {"teacher", "learn", *ClassIncremental.controls}
+    assert result["classes"] == {"old": 6, "new": 4}
+    for marks in result["scores"].values():
+        assert marks["combined"] == pytest.approx((6 * marks["old"] + 4 * marks["new"]) / 10, abs=1e-5)

@@ -114,3 +114,14 @@ def test_the_data_module_shuffles_by_seed_and_pass(spec):
     assert len(stream) == 4 and stream == batches(0) != batches(1)
     assert stream[:2] != stream[2:]
     assert batches(0, consumed=3) == stream[3:]
+
+
+def test_some_classes_can_be_kept_and_are_numbered_anew():
+    whole = digits(spec(1, 10, (8, 8))).open(Purpose.EVALUATION)
+    some = digits(spec(1, 3, (8, 8)), only=[7, 2, 9]).open(Purpose.EVALUATION)
+    labels = [int(label) for _, label in whole]
+    assert len(some) == sum(labels.count(label) for label in (7, 2, 9))
+    images = {image.numpy().tobytes(): label for image, label in whole}
+    assert all([7, 2, 9][label] == images[image.numpy().tobytes()] for image, label in some)
+    with pytest.raises(DataError, match=r"data\.only must be different classes of digits, each in \[0, 10\), got"):
+        digits(spec(1, 2, (8, 8)), only=[3, 10])
