@@ -194,7 +194,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 
 def _objective(result: dict[str, Any]) -> float | None:
-    if result["task"] == "class_incremental":
+    if result.get("task") == "class_incremental":
         return result["scores"]["learn"]["agreement"]
     return student_of(result)["agreement"]
 

@@ -14,7 +14,8 @@ from recovery_against_time import page
 
 from dfkd import config
 from dfkd.reporting.report import write_report
-from dfkd.reporting.result import summary, table_rows
+from dfkd.reporting.result import summary
+from dfkd.reporting.result import table as result_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +44,7 @@ def test_every_make_target_exists():
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_every_table_is_that_of_a_recorded_result(path):
     result = json.loads(path.read_text())
-    for row in table_rows(result):
+    for row in result_table(result)[1]:
         assert "| " + " | ".join(row) + " |" in README
     assert summary(result) in README.replace("\n", " ")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,14 @@ NOT_AN_OPTION = (
 )
 
 
-def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The finished runs under some folders, one row each, and the others with what became of them.
+def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The runs under some folders: those with a student, one row each; those that learned new classes, one row for
+    each network; and the others with what became of them.
 
     Raises:
         ConfigError: a folder is missing, or holds no run.
     """
-    finished, others, seen = [], [], set()
+    students, incremental, others, seen = [], [], [], set()
     for directory in map(Path, directories):
         statuses = sorted(directory.rglob("status.json"))
         if not statuses:
@@ -73,16 +74,20 @@ def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataF
                 continue  # folders may lie within each other, and a run counts once
             seen.add(run.resolve())
             status = json.loads(path.read_text(encoding="utf-8"))
-            if status["status"] == "finished" and (run / "result.json").exists():
-                finished.append(_row(run))
-            else:
+            if status["status"] != "finished" or not (run / "result.json").exists():
                 why = status.get("error") or f"stage={status.get('stage', '')}"
                 others.append({"run": str(run), "status": status["status"], "why": why})
-    return pd.DataFrame(finished), pd.DataFrame(others, columns=["run", "status", "why"])
+                continue
+            result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+            row = _setting(run, result)
+            if result.get("task") == "class_incremental":
+                incremental += [row | {"network": name, **marks} for name, marks in result["scores"].items()]
+            else:
+                students.append(row | _student(result))
+    return pd.DataFrame(students), pd.DataFrame(incremental), pd.DataFrame(others, columns=["run", "status", "why"])
 
 
-def _row(run: Path) -> dict[str, Any]:
-    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     options = pd.json_normalize(OmegaConf.to_container(OmegaConf.load(run / "config.yaml")))  # type: ignore[arg-type]
     row: dict[str, Any] = {
         f"option {name}": str(value)
@@ -90,10 +95,13 @@ def _row(run: Path) -> dict[str, Any]:
         if not str(name).startswith(NOT_AN_OPTION)
     }
     row |= {"run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
-    row |= {name: result["choices"].get(name) for name in LABELS}
+    return row | {name: result["choices"].get(name) for name in LABELS}
+
+
+def _student(result: dict[str, Any]) -> dict[str, Any]:
     measure, scores = network_scores(result)
-    row |= {"measure": measure, **scores}
     student, timing = student_of(result), result["timing"]
+    row = {"measure": measure, **scores}
     row |= {name: student[name] for name in ("sparsity", "parameters", "multiply_adds")}
     row |= {"bytes": student["bytes"]["dense"], "packed bytes": student["bytes"]["packed"]}
     return row | {"dream seconds": timing["dream"], "learn seconds": timing.get("recover", timing.get("transfer"))}
@@ -104,15 +112,9 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
     Scores are strings in percent, `mean ± std` where there are several seeds.
     """
-    options = [str(column) for column in runs if str(column).startswith("option ")]
     labels = ["experiment", *LABELS, "measure"]
-    by_label = runs.groupby(labels, dropna=False)
-    telling = [option for option in options if (by_label[option].nunique(dropna=False) > 1).any()]
-    told = runs.assign(**{option: runs[option].fillna("") for option in telling})
     rows = []
-    for key, group in told.groupby([*labels, *telling], dropna=False, sort=False):
-        names = [*labels, *(option.removeprefix("option ") for option in telling)]
-        row: dict[str, Any] = dict(zip(names, key, strict=True))
+    for row, group in _settings(runs, labels):
         row |= {"sparsity": f"{100 * group['sparsity'].mean():.1f}", "seeds": len(group)}
         row |= {label: _spread(group[name]) for name, label in SCORES.items()}
         row |= {name: f"{group[name].mean():,.0f}" for name in ("parameters", "multiply_adds", "bytes", "packed bytes")}
@@ -121,6 +123,27 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     silent = [name for name in labels if table[name].nunique(dropna=False) == 1 and name != "model"]
     empty = [label for label in SCORES.values() if (table[label] == "").all()]
     return table.drop(columns=silent + empty)
+
+
+def summarise_incremental(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting and network: its scores over seeds on old, new and all classes, as strings in percent."""
+    labels = ["experiment", "model", "inversion", "network"]
+    rows = []
+    for row, group in _settings(runs, labels):
+        marks = {"old": "old classes", "new": "new classes", "combined": "all classes", "agreement": "agreement"}
+        rows.append(row | {"seeds": len(group)} | {label: _spread(group[name]) for name, label in marks.items()})
+    return pd.DataFrame(rows)
+
+
+def _settings(runs: pd.DataFrame, labels: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Runs that differ in their seed alone, under their labels and the options in which runs of equal labels differ."""
+    options = [str(column) for column in runs if str(column).startswith("option ")]
+    by_label = runs.groupby(labels, dropna=False)
+    telling = [option for option in options if (by_label[option].nunique(dropna=False) > 1).any()]
+    told = runs.assign(**{option: runs[option].fillna("") for option in telling})
+    names = [*labels, *(option.removeprefix("option ") for option in telling)]
+    for key, group in told.groupby([*labels, *telling], dropna=False, sort=False):
+        yield dict(zip(names, key, strict=True)), group
 
 
 def _spread(values: pd.Series) -> str:
@@ -170,17 +193,22 @@ def time_plot(runs: pd.DataFrame) -> Figure:
 
 
 def write_report(directories: Sequence[str | Path], out: Path) -> str:
-    """Write `report.md`, `report.csv` and two plots into `out`, and return the Markdown."""
-    runs, others = read_runs(directories)
+    """Write `report.md`, and for the kinds of runs there are CSV files and plots, into `out`; return the Markdown."""
+    runs, incremental, others = read_runs(directories)
+    finished = len(runs) + (incremental["run"].nunique() if len(incremental) else 0)
     text = "# Report\n\n"
+    if finished:
+        text += f"{finished} finished runs. Scores in percent; ± is the standard deviation over seeds.\n"
     if len(runs):
-        table = summarise(runs)
-        text += f"{len(runs)} finished runs. Scores in percent; ± is the standard deviation over seeds.\n\n"
-        text += markdown(table)
+        text += f"\n{markdown(summarise(runs))}"
         with_options = runs.rename(columns=lambda name: str(name).removeprefix("option "))
         write_text(out / "report.csv", with_options.to_csv(index=False))
         save_figure(recovery_plot(runs), out / "recovery_against_sparsity.png")
         save_figure(time_plot(runs), out / "accuracy_against_time.png")
+    if len(incremental):
+        text += f"\n{markdown(summarise_incremental(incremental))}"
+        with_options = incremental.rename(columns=lambda name: str(name).removeprefix("option "))
+        write_text(out / "class_incremental.csv", with_options.to_csv(index=False))
     if len(others):
         text += f"\n{len(others)} runs have no result:\n\n{markdown(others)}"
     write_text(out / "report.md", text)
@@ -194,4 +222,4 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
     parsed = parser.parse_args(arguments)
     print(write_report(parsed.directories, parsed.out))
-    print(f"Written to {parsed.out}: report.md, report.csv, recovery_against_sparsity.png, accuracy_against_time.png")
+    print(f"Written to {parsed.out}: {', '.join(sorted(path.name for path in parsed.out.iterdir()))}")

@@ -126,7 +126,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows as text; networks that were not made are left out."""
-    if result["task"] == "class_incremental":
+    if result.get("task") == "class_incremental":
         return class_incremental.COLUMNS, class_incremental.rows(result)
     rows: list[tuple[str, ...]] = []
     for name, label in NETWORKS.items():
@@ -152,7 +152,7 @@ def network_scores(result: dict[str, Any]) -> tuple[str, dict[str, float | None]
 
 def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """`network_scores` that are known, under the names for people."""
-    if result["task"] == "class_incremental":
+    if result.get("task") == "class_incremental":
         return class_incremental.bars(result)
     kind, values = network_scores(result)
     return kind, {NETWORKS[name]: value for name, value in values.items() if value is not None}
@@ -160,7 +160,7 @@ def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
 
 def summary(result: dict[str, Any]) -> str:
     """One line on what the run did and how long it took."""
-    if result["task"] == "class_incremental":
+    if result.get("task") == "class_incremental":
         return class_incremental.summary(result)
     dreams, timing = result["dreams"], result["timing"]
     line = f"{dreams['count']} dreams of {dreams['iterations']} iterations"
@@ -169,8 +169,8 @@ def summary(result: dict[str, Any]) -> str:
     streamed = result.get("streaming")
     if streamed is not None:
         line += f", and {streamed['images']} made while the student learned"
-    learning = timing["recover"] if "recover" in timing else timing["transfer"]
-    line += f". Dreaming took {duration(timing['dream'])}, the student's learning {duration(learning)}"
+    learning = ("recovery", timing["recover"]) if "recover" in timing else ("transfer", timing["transfer"])
+    line += f". Dreaming took {duration(timing['dream'])}, {learning[0]} {duration(learning[1])}"
     if streamed is not None:
         line += f" ({duration(streamed['seconds'])} of it dreaming)"
     line += f", all stages {duration(timing['total'])} on {result['environment']['device']}."

@@ -32,7 +32,7 @@ def test_a_sweep_becomes_a_table_with_means_over_seeds(sweep, tmp_path):
 def test_runs_that_failed_are_listed(sweep, tmp_path):
     command([*TINY, "teacher=given", "teacher.weights=none.pt", "run_dir=failed"], tmp_path, check=False)
     command([*TINY, "stage=teacher", "run_dir=short"], tmp_path)
-    runs, others = read_runs([sweep / "sweep", tmp_path])
+    runs, _, others = read_runs([sweep / "sweep", tmp_path])
     assert len(runs) == 6
     assert sorted(others["status"]) == ["failed", "finished"]
     assert others["why"].str.contains("there is no file none.pt").any() and (others["why"] == "stage=teacher").any()
@@ -41,7 +41,7 @@ def test_runs_that_failed_are_listed(sweep, tmp_path):
 
 
 def test_one_seed_has_no_spread(sweep):
-    runs, _ = read_runs([sweep, sweep / "sweep"])  # a folder within another: each run counts once
+    runs, _, _ = read_runs([sweep, sweep / "sweep"])  # a folder within another: each run counts once
     assert len(runs) == 6
     table = summarise(runs[runs["seed"] == 0])
     assert len(table) == 3 and not table["recovered"].str.contains("±").any()
@@ -50,3 +50,16 @@ def test_one_seed_has_no_spread(sweep):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="must be a folder with runs"):
         read_runs([tmp_path])
+
+
+def test_class_incremental_runs_have_a_table_of_their_own(tmp_path):
+    options = [option for option in TINY if not option.startswith("experiment")]
+    tiny = ["experiment=incremental_digits", *options, "incremental.updates=2", "controls=[fine_tuning]"]
+    command(["-m", *tiny, "seed=0,1", "run_dir=sweep"], tmp_path)
+    text = command(["report", "sweep"], tmp_path).stdout
+    results = [json.loads(path.read_text())["scores"] for path in sorted(tmp_path.glob("sweep/*/result.json"))]
+    for network in ("teacher", "fine_tuning", "learn"):
+        marks = [100 * scores[network]["combined"] for scores in results]
+        row = next(line for line in text.splitlines() if f"| {network} |" in line)
+        assert f"{statistics.mean(marks):.1f} ± {statistics.stdev(marks):.1f}" in row
+    assert "2 finished runs" in text and len(pd.read_csv(tmp_path / "report" / "class_incremental.csv")) == 6
