@@ -25,6 +25,7 @@ from rich.table import Table
 
 from dfkd import config, export
 from dfkd.errors import ConfigError, DataError, DfkdError, require
+from dfkd.evaluation.judging import Judge
 from dfkd.files import write_json, write_text
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
@@ -76,10 +77,17 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         controls=controls,
         incremental=incremental,
         data=config.instantiate("data", cfg.data, spec),
+        judge=_judge(cfg),
         new_data=_new_data(cfg, spec, incremental.new_classes),
         options=config.typed(cfg.trainer),
         choices=_choices(),
     )
+
+
+def _judge(cfg: DictConfig) -> Judge:
+    node = cfg.judge.model or cfg.model
+    build = partial(config.instantiate, "judge.model", node)
+    return Judge(build, config.plain(node), cfg.judge.weights, cfg.judge.extractor)
 
 
 def _new_data(cfg: DictConfig, spec: InputSpec, classes: int) -> RealImages | None:

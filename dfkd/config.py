@@ -50,6 +50,15 @@ class TeacherNode:
 
 
 @dataclass
+class JudgeNode:
+    """See `dfkd.evaluation.judging.Judge`; without a `model` of its own the judge is built as the teacher is."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    extractor: str | None = None
+
+
+@dataclass
 class Schema:
     """Every key that a configuration may have. Nodes of type dict are checked against their `_target_`'s signature."""
 
@@ -72,6 +81,7 @@ class Schema:
     inversion: InversionRecipe = field(default_factory=InversionRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
     streaming: StreamingRecipe = field(default_factory=StreamingRecipe)
+    judge: JudgeNode = field(default_factory=JudgeNode)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     logger: dict[str, Any] = MISSING
 

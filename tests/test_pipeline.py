@@ -65,8 +65,9 @@ def test_the_result_holds_what_it_promises(finished):
     gained = result["recovered"]["accuracy"] - result["pruned"]["accuracy"]
     assert result["recovery"] == pytest.approx(gained / lost)
     assert result["dreams"] == {"count": 48, "held_out": 16, "iterations": 8} | {
-        "teacher_accuracy": result["dreams"]["teacher_accuracy"]
+        name: result["dreams"][name] for name in ("teacher_accuracy", "judged")
     }
+    assert "with_real_images" not in result["dreams"]["judged"]
     assert {"teacher", "prune", "dream", "recover", "evaluate", "total"} <= set(result["timing"])
     assert result["environment"]["torch"] == version("torch")
     assert result["environment"]["device"] == "cpu"
@@ -125,7 +126,9 @@ def test_a_second_run_reuses_everything_and_agrees(finished):
     command([*TINY, "run_dir=again"], finished)
     first, again = result_of(finished), result_of(finished, "again")
     assert {path: path.stat().st_mtime_ns for path in (finished / "artifacts").rglob("*.safetensors")} == before
-    assert set(again["reused"]) == {"teacher", "prune", "dream", "recover", "noise", "real", "evaluate"}
+    assert set(again["reused"]) == {
+        "teacher", "prune", "dream", "recover", "noise", "real", "evaluate", "evaluate_dreams",
+    }  # fmt: skip
     for part in ("teacher", "pruned", "recovered", "controls", "timing", "artifacts"):
         assert first[part] == again[part]
 

@@ -60,6 +60,7 @@ def build_result(pipeline: Pipeline, scores: Scores, sizes: dict[str, int]) -> d
             "held_out": e.inversion.num_held_out,
             "iterations": e.inversion.iterations,
             "teacher_accuracy": dreams["teacher_accuracy"],
+            "judged": artifacts["evaluate_dreams"].notes,
         },
         "timing": stages | {"total": round(sum(stages.values()), 2)},
         "reused": sorted(name for name, artifact in artifacts.items() if artifact.reused),

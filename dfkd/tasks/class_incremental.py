@@ -74,6 +74,7 @@ class ClassIncremental(Pipeline):
         artifacts: dict[str, Any] = {name: artifact.key for name, artifact in self.artifacts.items()}
         artifacts["data"] = [None if data is None else data.fingerprint for data in (e.data, e.new_data)]
         self._obtain("evaluate", "scores", artifacts, lambda _: {"scores": self._score()})
+        self._judge_dreams()
 
     def _teach(
         self, name: str, memory: dict[str, Any], recipe: IncrementalRecipe, images: Dataset | None,

@@ -73,6 +73,7 @@ class DistillationPipeline(Pipeline):
             return {"scores": {name: marks.as_dict() for name, marks in scores.items()}}
 
         self._obtain("evaluate", "scores", recipe, make)
+        self._judge_dreams()
 
     def _models(self) -> dict[str, nn.Module]:
         """The networks to score, by their name in the result."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.errors import ConfigError, DfkdError
+from dfkd.evaluation.judging import Judge
 from dfkd.incremental import IncrementalRecipe
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
@@ -47,6 +48,7 @@ class Experiment:
         incremental: in class-incremental learning, how the new classes are learned.
         data: the real images, or None.
         new_data: in class-incremental learning, the real images of the new classes.
+        judge: who judges the dreams, beside the teacher.
         options: where and how precisely to compute.
         choices: names of the configuration's choices by group, for tables.
     """
@@ -70,6 +72,7 @@ class Experiment:
     incremental: IncrementalRecipe = field(default_factory=IncrementalRecipe)
     data: RealImages | None = None
     new_data: RealImages | None = None
+    judge: Judge = field(default_factory=Judge)
     options: TrainerOptions = field(default_factory=TrainerOptions)
     choices: dict[str, str] = field(default_factory=dict)
 
@@ -110,6 +113,14 @@ class Experiment:
             raise ConfigError(
                 f"distillation.batch_size must be at most inversion.num_images ({self.inversion.num_images}), got "
                 f"{self.distillation.batch_size}."
+            )
+        other = self.judge.network()
+        if other is not None:
+            check_model(other, self.spec)
+        if self.judge.extractor is not None and self.data is None:
+            raise ConfigError(
+                f"judge.extractor={self.judge.extractor} compares dreams with real test images, but data=none. "
+                "Set it to null, or choose a data group."
             )
         if self.data is None and not self.inversion.num_held_out:
             raise ConfigError(

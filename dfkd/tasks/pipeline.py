@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from dfkd.dreams import DreamBank, Dreams
+from dfkd.evaluation.judging import compare_with_real, judge_dreams
 from dfkd.files import file_checksum, save_tensors
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.plan import plan_batches
@@ -122,6 +123,27 @@ class Pipeline(ABC):
             return {"teacher_accuracy": dreams.teacher_accuracy if targeted else None, "history": history}
 
         self._obtain("dream", "dreams", recipe, make)
+
+    def _judge_dreams(self) -> None:
+        e = self.experiment
+        recipe: dict[str, Any] = {"dreams": self.artifacts["dream"].key}
+        if e.judge.weights is not None:
+            recipe |= {"judge": e.judge.recipe, "weights": file_checksum(Path(e.judge.weights))}
+        if e.judge.extractor is not None:
+            recipe |= {"extractor": e.judge.extractor, "data": e.real_images.fingerprint}
+
+        def make(directory: Path) -> dict[str, Any]:
+            dreams, teacher, other = self.dreams(), self.network("teacher"), e.judge.network()
+            device = e.options.torch_device()
+            notes: dict[str, Any] = {"without_real_images": judge_dreams(dreams, teacher, other, e.spec, device)}
+            if e.judge.extractor is not None:
+                test_images = e.real_images.open(Purpose.EVALUATION)
+                network = {"teacher": teacher, "judge": other, "inception": None}[e.judge.extractor]
+                marks = compare_with_real(dreams, test_images, network, e.spec, device, e.options.num_workers)
+                notes["with_real_images"] = {"extractor": e.judge.extractor, **marks}
+            return notes
+
+        self._obtain("evaluate_dreams", "judgements", recipe, make)
 
     def network(self, artifact: str) -> nn.Module:
         """The network of the artifact made by a stage or control: a student's, but for `teacher`."""

@@ -1,0 +1,201 @@
+"""Judging dreams: what the teacher and another network see in them, how they vary, how near they are to real images."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from dfkd.dreams import Dreams
+from dfkd.errors import ConfigError, ModelError, require
+from dfkd.models.classifier import classifier_of
+from dfkd.models.freezing import frozen
+from dfkd.models.input_spec import InputSpec
+from dfkd.models.weights import load_teacher_weights
+from dfkd.seeding import derive_seed
+
+EXTRACTORS = ("teacher", "judge", "inception")
+PAIRS = 1000  # dreams that the diversity is measured on
+SUBSET = 1000  # images in each of KID's subsets
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who judges the dreams, beside the teacher.
+
+    Attributes:
+        build: makes another network of the same classes.
+        recipe: what it makes, as plain JSON.
+        weights: of that network, trained separately; None: there is none.
+        extractor: whose features tell dreams from real test images (FID, KID, Inception score): one of `EXTRACTORS`;
+            None: no real image is looked at.
+    """
+
+    build: Callable[[], nn.Module] | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    extractor: str | None = None
+
+    def __post_init__(self) -> None:
+        allowed = f"one of {EXTRACTORS}, or null"
+        require(self.extractor in (*EXTRACTORS, None), "judge.extractor", self.extractor, allowed)
+        if self.extractor == "judge" and self.weights is None:
+            raise ConfigError("judge.extractor=judge needs a judge: give judge.weights=FILE.")
+        if self.extractor == "inception" and importlib.util.find_spec("torch_fidelity") is None:
+            raise ConfigError("judge.extractor=inception needs torch-fidelity: pip install torch-fidelity.")
+
+    def network(self) -> nn.Module | None:
+        """The other network with its weights."""
+        if self.weights is None or self.build is None:
+            return None
+        model = self.build()
+        load_teacher_weights(model, self.weights, self.recipe)
+        return model.eval()
+
+
+def judge_dreams(
+    dreams: Dreams, teacher: nn.Module, other: nn.Module | None, spec: InputSpec, device: torch.device
+) -> dict[str, float | None]:
+    """What can be said of dreams without a real image. The networks are moved to `device`.
+
+    Returns:
+        `teacher_accuracy` and `teacher_confidence`: share of the dreams that the teacher gives their label, and the
+        mean probability it gives it. `class_balance`: entropy of its answers over all dreams, over ln(classes): 1 where
+        every class is as frequent. `diversity`: mean Euclidean distance between the teacher's penultimate features of
+        two dreams; None where its classifier is no linear layer. `other_accuracy`, `other_confidence`: as the teacher's,
+        by the other network (cross-network verification, DI), where there is one.
+    """
+    labels = dreams.labels
+    features, logits = _answers(teacher.to(device), dreams.images, spec.num_classes)
+    shares = logits.argmax(1).bincount(minlength=spec.num_classes).double() / len(labels)
+    marks: dict[str, float | None] = {
+        "teacher_accuracy": _accuracy(logits, labels),
+        "teacher_confidence": _confidence(logits, labels),
+        "class_balance": -torch.xlogy(shares, shares).sum().item() / math.log(spec.num_classes),
+        "diversity": None if features is None else _mean_distance(features),
+    }
+    if other is not None:
+        _, logits = _answers(other.to(device), dreams.images, spec.num_classes)
+        marks |= {"other_accuracy": _accuracy(logits, labels), "other_confidence": _confidence(logits, labels)}
+    return marks
+
+
+def compare_with_real(
+    dreams: Dreams,
+    real: Dataset,
+    extractor: nn.Module | None,
+    spec: InputSpec,
+    device: torch.device,
+    num_workers: int = 0,
+) -> dict[str, float]:
+    """FID and KID between dreams and real images, and the Inception score of the dreams, by torchmetrics.
+
+    Args:
+        dreams: what is judged.
+        real: of (normalised image (C, H, W), label): test images.
+        extractor: the network whose penultimate features and logits are used; None: Inception-v3, which torch-fidelity
+            downloads. Values of different extractors cannot be compared.
+        spec: the images' normalisation.
+        device: where to compute; the extractor is moved there.
+        num_workers: processes that read real images.
+
+    Returns:
+        `fid`, `kid`, `inception_score`, and `real_images`, their number.
+    """
+
+    def prepare(images: Tensor) -> Tensor:
+        return (_bytes(images, spec) if extractor is None else images.float()).to(device)
+
+    features: Any = 2048 if extractor is None else _Penultimate(extractor, spec.num_classes)
+    answers: Any = "logits_unbiased" if extractor is None else extractor
+    subset = min(SUBSET, len(dreams), len(real))  # type: ignore[arg-type]
+    with warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(), frozen(extractor):
+        warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
+        torch.manual_seed(derive_seed(0, "subsets of KID"))
+        fid = FrechetInceptionDistance(feature=features).to(device)
+        kid = KernelInceptionDistance(feature=features, subset_size=subset).to(device)
+        score = InceptionScore(feature=answers).to(device)
+        for images, _ in DataLoader(real, batch_size=BATCH, num_workers=num_workers):
+            for metric in (fid, kid):
+                metric.update(prepare(images), real=True)
+        for images in dreams.images.split(BATCH):
+            for metric in (fid, kid):
+                metric.update(prepare(images), real=False)
+            score.update(prepare(images))
+        return {
+            "fid": fid.compute().item(),
+            "kid": kid.compute()[0].item(),
+            "inception_score": score.compute()[0].item(),
+            "real_images": len(real),  # type: ignore[arg-type]
+        }
+
+
+class _Penultimate(nn.Module):
+    """What the last linear layer of a classifier is given."""
+
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.network, self.num_classes = network, num_classes
+        self.num_features = classifier_of(network, num_classes)[1].in_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        with _penultimate(self.network, self.num_classes) as seen:
+            self.network(images)
+        return seen[0]
+
+
+@contextmanager
+def _penultimate(network: nn.Module, num_classes: int) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    layer = classifier_of(network, num_classes)[1]
+    handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().flatten(1)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _answers(network: nn.Module, images: Tensor, num_classes: int) -> tuple[Tensor | None, Tensor]:
+    """Penultimate features (N, D), None where the classifier is no linear layer, and logits (N, classes)."""
+    device = next(network.parameters()).device
+    with ExitStack() as stack:
+        stack.enter_context(frozen(network))
+        seen: list[Tensor] = []
+        with contextlib.suppress(ModelError):
+            seen = stack.enter_context(_penultimate(network, num_classes))
+        logits = [network(part.to(device).float()) for part in images.split(BATCH)]
+    return torch.cat(seen).cpu() if seen else None, torch.cat(logits).cpu()
+
+
+def _mean_distance(features: Tensor) -> float:
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(derive_seed(0, "diversity")))
+    return torch.pdist(features[order[:PAIRS]]).mean().item() if len(features) > 1 else 0.0
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def _confidence(logits: Tensor, labels: Tensor) -> float:
+    return logits.softmax(1).gather(1, labels[:, None]).double().mean().item()
+
+
+def _bytes(images: Tensor, spec: InputSpec) -> Tensor:
+    """Normalised images as three channels of bytes, as Inception-v3 takes them."""
+    pixels = spec.to_pixels(images)
+    pixels = pixels if pixels.shape[1] == 3 else pixels.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return (255 * pixels).round().byte()
