@@ -17,7 +17,7 @@ from dfkd.models.freezing import frozen
 from dfkd.pruning.schedule import cubic_share
 from dfkd.pruning.sparsity import FixedZeros
 from dfkd.training.augmentation import augment, mixup
-from dfkd.training.module import SeededTraining
+from dfkd.training.module import TaughtTraining
 
 PRUNINGS = 25  # steps in which a student is pruned while it learns
 
@@ -28,7 +28,7 @@ def pruning_steps(updates: int, gradual: float) -> dict[int, float]:
     return {int(update): share for update, share in steps}
 
 
-class DistillationModule(SeededTraining):
+class DistillationModule(TaughtTraining):
     """Minimises a_logits t^2 KL(teacher || student) + a_labels CE(student, argmax teacher) + a_features feature_error.
 
     The last is the mean over layers (DI and PPR recover by the first). Labels in the batches are not used. What is
@@ -54,27 +54,10 @@ class DistillationModule(SeededTraining):
         stage: str = "recover",
         prune: Callable[[nn.Module, float], None] | None = None,
     ) -> None:
-        super().__init__(student, recipe, seed, stage)
+        super().__init__(student, teacher, recipe, seed, stage)
         self._prune = prune
         self._steps = pruning_steps(recipe.updates, recipe.gradual) if prune is not None else {}
         self._zeros: FixedZeros | None = None
-        # In a tuple, so that the teacher is not a submodule: neither trained nor saved with the student.
-        self._teacher = (teacher,)
-
-    @property
-    def teacher(self) -> nn.Module:
-        """The network to learn from."""
-        return self._teacher[0]
-
-    def setup(self, stage: str) -> None:
-        self._teacher_home = next(self.teacher.parameters()).device
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.teacher.to(self.device)
-
-    def teardown(self, stage: str) -> None:
-        self.teacher.to(self._teacher_home)
 
     def train(self, mode: bool = True) -> DistillationModule:
         super().train(mode)

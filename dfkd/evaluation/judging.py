@@ -75,8 +75,8 @@ def judge_dreams(
         `teacher_accuracy` and `teacher_confidence`: share of the dreams that the teacher gives their label, and the
         mean probability it gives it. `class_balance`: entropy of its answers over all dreams, over ln(classes): 1 where
         every class is as frequent. `diversity`: mean Euclidean distance between the teacher's penultimate features of
-        two dreams; None where its classifier is no linear layer. `other_accuracy`, `other_confidence`: as the teacher's,
-        by the other network (cross-network verification, DI), where there is one.
+        two dreams; None where its classifier is no linear layer. `other_accuracy`, `other_confidence`: the same by the
+        other network (cross-network verification, DI), where there is one.
     """
     labels = dreams.labels
     features, logits = _answers(teacher.to(device), dreams.images, spec.num_classes)

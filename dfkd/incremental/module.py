@@ -10,7 +10,7 @@ from dfkd.distillation.losses import distillation_loss
 from dfkd.incremental.recipe import IncrementalRecipe
 from dfkd.models.freezing import frozen
 from dfkd.training.augmentation import augment
-from dfkd.training.module import SeededTraining
+from dfkd.training.module import TaughtTraining
 
 
 def incremental_losses(
@@ -47,7 +47,7 @@ def incremental_losses(
     }
 
 
-class ClassIncrementalLearning(SeededTraining):
+class ClassIncrementalLearning(TaughtTraining):
     """Minimises CE(new images) + a_old KL(old classes, new images) + a_dreams KL(dreams), see `incremental_losses`.
 
     Batches are those of `PairedDataModule`. The network sees new images and dreams as one batch, so that its batch
@@ -71,28 +71,19 @@ class ClassIncrementalLearning(SeededTraining):
         stage: str = "learn",
         memory_is_real: bool = False,
     ) -> None:
-        super().__init__(network, recipe, seed, stage)
-        self._old = (old,)  # in a tuple, so that it is neither trained nor saved with the network
+        super().__init__(network, old, recipe, seed, stage)
         self._memory_is_real = memory_is_real
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self._home = next(self._old[0].parameters()).device
-        self._old[0].to(self.device)
-
-    def teardown(self, stage: str) -> None:
-        self._old[0].to(self._home)
-
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        recipe, (old,) = self.recipe, self._old
+        recipe = self.recipe
         count = len(images)
         together = augment(images.transpose(0, 1).flatten(0, 1), recipe.crop_padding, recipe.flip)
         logits = self.network(together)
         if self._memory_is_real:
             loss = F.cross_entropy(logits, labels.T.flatten())
             return {"total": loss, "new": loss}
-        with torch.no_grad(), frozen(old):
-            expected = old(together)
+        with torch.no_grad(), frozen(self.teacher):
+            expected = self.teacher(together)
         terms = incremental_losses(
             logits[:count], labels[:, 0], expected[:count], logits[count:], expected[count:],
             recipe.temperature, recipe.separate_heads,

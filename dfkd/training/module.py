@@ -87,3 +87,33 @@ class SeededTraining(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["history"]
         self._pending = [{name: torch.tensor(v) for name, v in losses.items()} for losses in checkpoint["pending"]]
+
+
+class TaughtTraining(SeededTraining):
+    """A training with a teacher, which is brought to the network's device, left as it was, and not in checkpoints.
+
+    Args:
+        network: as in `SeededTraining`.
+        teacher: what the network learns from.
+        recipe, seed, stage: as in `SeededTraining`.
+    """
+
+    def __init__(self, network: nn.Module, teacher: nn.Module, recipe: OptimizerRecipe, seed: int, stage: str) -> None:
+        super().__init__(network, recipe, seed, stage)
+        # In a tuple, so that the teacher is not a submodule: neither trained nor saved with the network.
+        self._teacher = (teacher,)
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The network to learn from."""
+        return self._teacher[0]
+
+    def setup(self, stage: str) -> None:
+        self._teacher_home = next(self.teacher.parameters()).device
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.teacher.to(self.device)
+
+    def teardown(self, stage: str) -> None:
+        self.teacher.to(self._teacher_home)

@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(teacher, dreams):
 @pytest.mark.parametrize(
     ("option", "value"),
     [("updates", -1), ("mixup", 1.5), ("weight_averaging", 1.0), ("learning_rate", 0.0),
-     ("optimizer", "lion"), ("schedule", "step"), ("temperature", 0.0),
+     ("optimizer", "lion"), ("schedule", "staircase"), ("temperature", 0.0),
      ("batch_norm", "off"), ("momentum", 1.0), ("feature_weight", -1.0)],
 )  # fmt: skip
 def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
