@@ -42,6 +42,7 @@ class ClassIncremental(Pipeline):
     def _check_student(self, teacher: nn.Module) -> None:
         e = self.experiment
         require(e.incremental.new_classes > 0, "incremental.new_classes", e.incremental.new_classes, "2 or more")
+        require(e.streaming.every == 0, "streaming.every", e.streaming.every, "0 with task=class_incremental")
         if e.new_data is None:
             raise ConfigError("task=class_incremental learns from images of new classes: choose data@new_data=NAME.")
         extend_classifier(teacher, e.spec.num_classes, e.incremental.new_classes)
