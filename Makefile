@@ -8,7 +8,7 @@ demo: .venv/installed  ## the main job on the embedded default, in runs/demo
 	$(BIN)/dfkd experiment=demo run_dir=runs/demo
 
 test: .venv/installed  ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed  ## real runs on CIFAR-10 (JPEG), where it is at hand
 	$(BIN)/python -m pytest -m slow -s
