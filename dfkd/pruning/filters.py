@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 IMPORTANCES = ("l1", "l2", "batch_norm_scale")
 TAYLOR_BATCH = 128
 STEP = 0.02  # share of the filters that goes between two measurements of importance
+TINY = torch.finfo(torch.float).tiny
 LEAST = 0.1  # share of a layer's filters that always stays
 
 
@@ -64,14 +65,19 @@ def prune_filters(
             return None  # a batch norm without a scale
         values = layer.weight.detach()  # type: ignore[operator]
         size = values.abs() if importance == "batch_norm_scale" else values.flatten(1).norm(int(importance[1]), dim=1)
-        return size / size.mean().clamp_min(torch.finfo(size.dtype).tiny)
+        return size / size.mean().clamp_min(TINY)
 
     kind = _BatchNorm if importance == "batch_norm_scale" else _ConvNd
     _prune(model, amount, image_shape, teacher, lambda graph: lambda group: graph.sum_over(group, kind, weight))
 
 
 def prune_filters_by_taylor(
-    model: nn.Module, amount: float, dreams: Tensor, seed: int = 0, teacher: nn.Module | None = None
+    model: nn.Module,
+    amount: float,
+    dreams: Tensor,
+    seed: int = 0,
+    relative: bool = True,
+    teacher: nn.Module | None = None,
 ) -> None:
     """Cut out the filters that the answers on dreams depend on least, as `prune_filters` does by weight.
 
@@ -83,6 +89,7 @@ def prune_filters_by_taylor(
     Args:
         dreams: images (N, C, H, W) in normalised input space.
         seed: of the labels that are drawn.
+        relative: to the mean of its layer, as by weight; else filters of all layers are compared as they are (DI).
         teacher: the network that `amount` is a share of and whose answers count; None: `model` as it is.
     """
     teacher = copy.deepcopy(model) if teacher is None else teacher
@@ -90,6 +97,8 @@ def prune_filters_by_taylor(
 
     def measure(graph: _Graph) -> Importance:
         scores = _taylor(model, teacher, dreams, generator)
+        if relative:
+            scores = {name: score / score.mean().clamp_min(TINY) for name, score in scores.items()}
         return lambda group: graph.sum_over(group, _ConvNd, lambda name, _convolution: scores[name])
 
     _prune(model, amount, tuple(dreams.shape[1:]), teacher, measure)  # type: ignore[arg-type]
