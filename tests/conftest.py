@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from torch import nn
@@ -45,6 +46,21 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the folder {SHARED.name} beside the repository")
     return SHARED
+
+
+class Interrupted(Exception):
+    """A training was stopped on purpose."""
+
+
+class Interrupt(lightning.Callback):
+    """Stops a training before update `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == self.at:
+            raise Interrupted
 
 
 QUIET = {"WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}

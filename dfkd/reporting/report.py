@@ -201,18 +201,21 @@ def write_report(directories: Sequence[str | Path], out: Path) -> str:
         text += f"{finished} finished runs. Scores in percent; ± is the standard deviation over seeds.\n"
     if len(runs):
         text += f"\n{markdown(summarise(runs))}"
-        with_options = runs.rename(columns=lambda name: str(name).removeprefix("option "))
-        write_text(out / "report.csv", with_options.to_csv(index=False))
+        _write_csv(out / "report.csv", runs)
         save_figure(recovery_plot(runs), out / "recovery_against_sparsity.png")
         save_figure(time_plot(runs), out / "accuracy_against_time.png")
     if len(incremental):
         text += f"\n{markdown(summarise_incremental(incremental))}"
-        with_options = incremental.rename(columns=lambda name: str(name).removeprefix("option "))
-        write_text(out / "class_incremental.csv", with_options.to_csv(index=False))
+        _write_csv(out / "class_incremental.csv", incremental)
     if len(others):
         text += f"\n{len(others)} runs have no result:\n\n{markdown(others)}"
     write_text(out / "report.md", text)
     return text
+
+
+def _write_csv(path: Path, runs: pd.DataFrame) -> None:
+    with_options = runs.rename(columns=lambda name: str(name).removeprefix("option "))
+    write_text(path, with_options.to_csv(index=False))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,7 +7,9 @@ joint-training control.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,9 +57,10 @@ class ClassIncremental(Pipeline):
         return images
 
     def _learn(self) -> None:
-        dreams = self.dreams().training
-        images = DreamDataModule(dreams, 1, 1).training_set()
-        self._teach("learn", {"dreams": self.artifacts["dream"].key}, self.experiment.incremental, images)
+        def dreams() -> Dataset:
+            return DreamDataModule(self.dreams(), 1, 1).training_set()
+
+        self._teach("learn", {"dreams": self.artifacts["dream"].key}, self.experiment.incremental, dreams)
 
     def _evaluate(self) -> None:
         e = self.experiment
@@ -69,8 +72,8 @@ class ClassIncremental(Pipeline):
         if "learning_without_forgetting" in e.controls:
             self._teach("learning_without_forgetting", {}, replace(recipe, dream_weight=0.0, separate_heads=True), None)
         if "joint" in e.controls and e.data is not None:
-            old = {"real": e.data.fingerprint}
-            self._teach("joint", old, recipe, e.data.open(Purpose.REAL_DATA_CONTROL), memory_is_real=True)
+            images = partial(e.data.open, Purpose.REAL_DATA_CONTROL)
+            self._teach("joint", {"real": e.data.fingerprint}, recipe, images, memory_is_real=True)
 
         artifacts: dict[str, Any] = {name: artifact.key for name, artifact in self.artifacts.items()}
         artifacts["data"] = [None if data is None else data.fingerprint for data in (e.data, e.new_data)]
@@ -78,10 +81,10 @@ class ClassIncremental(Pipeline):
         self._judge_dreams()
 
     def _teach(
-        self, name: str, memory: dict[str, Any], recipe: IncrementalRecipe, images: Dataset | None,
+        self, name: str, memory: dict[str, Any], recipe: IncrementalRecipe, open_images: Callable[[], Dataset] | None,
         memory_is_real: bool = False,
     ) -> None:  # fmt: skip
-        """Make the artifact `name`: a copy of the teacher that learned the new classes, reminded by `images`."""
+        """Make the artifact `name`: a copy of the teacher that learned the new classes, reminded by what is opened."""
         e = self.experiment
         key = {
             "teacher": self.artifacts["teacher"].key,
@@ -99,6 +102,7 @@ class ClassIncremental(Pipeline):
                 torch.manual_seed(derive_seed(e.seed, "new classes"))
                 extend_classifier(network, e.spec.num_classes, recipe.new_classes)
             new = _Shifted(self._new_images.open(Purpose.NEW_CLASSES), e.spec.num_classes)
+            images = None if open_images is None else open_images()
             data = PairedDataModule(new, images, recipe.batch_size, recipe.updates, e.seed, e.options.num_workers)
             module = ClassIncrementalLearning(network, old, recipe, e.seed, name, memory_is_real)
             history = fit(module, data, directory, e.options, self.loggers)

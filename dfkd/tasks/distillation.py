@@ -16,7 +16,7 @@ from dfkd.evaluation.controls import noise_images
 from dfkd.evaluation.scores import score
 from dfkd.models.cost import multiply_adds, parameters
 from dfkd.models.student_file import save_student
-from dfkd.pruning.sparsity import nonzero_weights
+from dfkd.pruning.sparsity import sparsity
 from dfkd.real_data import Purpose
 from dfkd.real_data.datamodule import RealDataModule, random_subset
 from dfkd.streaming import StreamingDreamDataModule
@@ -80,16 +80,20 @@ class DistillationPipeline(Pipeline):
         return {name: self.network(stage) for name, stage in self.networks.items() if stage in self.artifacts}
 
     def costs(self, *artifacts: str) -> list[dict[str, Any]]:
-        """What the networks of artifacts cost; `sparsity` is the share of the teacher's prunable weights gone."""
-        whole = nonzero_weights(self.network("teacher"))
+        """What the networks of artifacts cost."""
+        teacher = self.network("teacher")
         return [
             {
-                "sparsity": 1 - nonzero_weights(network) / whole,
+                "sparsity": self._sparsity(network, teacher),
                 "parameters": parameters(network),
                 "multiply_adds": multiply_adds(network, self.experiment.spec.image_shape),
             }
             for network in map(self.network, artifacts)
         ]
+
+    def _sparsity(self, network: nn.Module, teacher: nn.Module) -> float:
+        """Share of its prunable weights that a network lacks."""
+        return sparsity(network)
 
     def streamed(self) -> list[Dreams]:
         """The batches of dreams that were made while the student learned, in that order."""

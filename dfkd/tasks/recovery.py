@@ -18,6 +18,7 @@ from dfkd.distillation.recover import reestimate_on
 from dfkd.errors import ConfigError
 from dfkd.models.student_file import save_student
 from dfkd.pruning.schedule import cubic_share
+from dfkd.pruning.sparsity import nonzero_weights
 from dfkd.tasks.distillation import DistillationPipeline, MakeData, Pruner
 from dfkd.tasks.pipeline import WEIGHTS
 
@@ -46,6 +47,10 @@ class Recovery(DistillationPipeline):
                 f"rounds must be 1 with pruning._target_={e.pruning.recipe.get('_target_')}, got {e.rounds}: it has no "
                 "amount that could rise from round to round."
             )
+
+    def _sparsity(self, network: nn.Module, teacher: nn.Module) -> float:
+        """Share of the teacher's prunable weights that are gone, cut out or zero."""
+        return 1 - nonzero_weights(network) / nonzero_weights(teacher)
 
     def _prune(self) -> None:
         self._prune_from("prune", "teacher")

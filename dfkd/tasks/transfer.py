@@ -15,7 +15,6 @@ from dfkd.distillation.losses import matched_features
 from dfkd.errors import ConfigError, require
 from dfkd.models.input_spec import check_model
 from dfkd.models.student_file import save_student
-from dfkd.pruning.sparsity import sparsity
 from dfkd.seeding import derive_seed
 from dfkd.tasks.distillation import DistillationPipeline, MakeData
 from dfkd.tasks.pipeline import WEIGHTS
@@ -46,11 +45,6 @@ class Transfer(DistillationPipeline):
                     "distillation.feature_weight must be 0 for a student whose layers differ from its teacher's, got "
                     f"{recipe.feature_weight}: {error}"
                 ) from error
-
-    def costs(self, *artifacts: str) -> list[dict[str, Any]]:
-        """What the networks of artifacts cost; `sparsity` is each one's own."""
-        costs = super().costs(*artifacts)
-        return [cost | {"sparsity": sparsity(self.network(name))} for cost, name in zip(costs, artifacts, strict=True)]
 
     def _student(self) -> None:
         e = self.experiment

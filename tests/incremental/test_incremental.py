@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import lightning
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Interrupt, Interrupted
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -71,19 +71,9 @@ def test_new_images_are_paired_with_the_memory_each_in_passes_of_its_own(sets):
     assert alone[0].shape == (8, 1, 1, 8, 8)
 
 
-class Interrupted(Exception):
-    pass
-
-
-class Interrupt(lightning.Callback):
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == 8:
-            raise Interrupted
-
-
 def test_an_interrupted_learning_ends_with_the_same_numbers(teacher, network, sets, tmp_path):
     before, ends = copy.deepcopy(teacher.state_dict()), []
-    for name, callbacks in (("whole", []), ("broken", [Interrupt()]), ("broken", [])):
+    for name, callbacks in (("whole", []), ("broken", [Interrupt(8)]), ("broken", [])):
         learner = copy.deepcopy(network)
         module = ClassIncrementalLearning(learner, teacher, RECIPE, 3)
         data = PairedDataModule(*sets, RECIPE.batch_size, RECIPE.updates, 3)

@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from conftest import Interrupt, Interrupted
 from torch import nn
 
 import dfkd
@@ -127,16 +128,6 @@ def test_growing_touches_neither_the_student_nor_the_teacher_nor_the_random_stat
     assert all(torch.equal(value, expected[name]) for name, value in teacher.state_dict().items())
 
 
-class Interrupted(Exception):
-    pass
-
-
-class Interrupt(lightning.Callback):
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        if trainer.global_step == 11:
-            raise Interrupted
-
-
 @pytest.mark.parametrize("policy", ["uniform", "recent", "hardest"])
 def test_an_interrupted_stream_ends_with_the_same_numbers(teacher, stream, tmp_path, policy):
     ends = {}
@@ -144,7 +135,7 @@ def test_an_interrupted_stream_ends_with_the_same_numbers(teacher, stream, tmp_p
         if name == "broken":  # in the middle of the stream: checkpoint at 8, growth at 5 and 10
             student, data = stream(name, policy=policy, seed=7)
             with pytest.raises(Interrupted):
-                learn(student, teacher, data, tmp_path / f"{name}-fit", Interrupt())
+                learn(student, teacher, data, tmp_path / f"{name}-fit", Interrupt(11))
             assert len(list((tmp_path / name).iterdir())) == 2
         student, data = stream(name, policy=policy, seed=7)
         history = learn(student, teacher, data, tmp_path / f"{name}-fit")
@@ -194,7 +185,7 @@ def test_two_ranks_share_the_bank(teacher, stream, tmp_path):
     assert not torch.equal(made.images[:16], made.images[16:])
 
 
-def test_without_a_trainer_or_a_file_it_counts_on_it_says_so(stream):
+def test_without_a_trainer_it_says_so(stream):
     _, data = stream()
     with pytest.raises(TrainingError, match=r"Trainer\.fit"):
         data.train_dataloader()
