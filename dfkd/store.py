@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,9 +118,8 @@ def check_writable(directory: Path, option: str) -> None:
     """Raise `ConfigError` unless files can be written in `directory`."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / ".probe"
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=directory) as probe:  # of no name: several runs may ask at once
+            probe.write(b"\0" * 4096)
     except OSError as error:
         raise ConfigError(
             f"{option} must be a folder that can be written to, got {directory} ({error.strerror}). "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,10 @@ def test_a_store_that_cannot_be_written_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="store must be a folder that can be written to"):
         Store(tmp_path / "file" / "store").check_writable()
+
+
+def test_runs_that_start_together_do_not_refuse_the_store_they_share(tmp_path):
+    with ThreadPoolExecutor(4) as runs:
+        for started in [runs.submit(Store(tmp_path).check_writable) for _ in range(400)]:
+            started.result()
+    assert not list(tmp_path.iterdir())
