@@ -106,7 +106,8 @@ def recover(
         recipe: fields of `DistillationRecipe`, for instance `updates=1000`.
 
     Returns:
-        The course of the training: rows of `update` and the losses.
+        The course of the training: rows of `update` and the losses; where `dreams` has held-out ones
+        (`num_held_out` of `invert`), what the student makes of them.
 
     Raises:
         ConfigError: an option's value cannot work.
@@ -116,7 +117,8 @@ def recover(
     data = DreamDataModule(dreams, settings.batch_size, settings.updates, seed)
     with tempfile.TemporaryDirectory() as temporary:
         history = recover_student(
-            student, teacher, data, settings, seed, Path(temporary), TrainerOptions(accelerator=accelerator)
-        )
+            student, teacher, data, settings, seed, Path(temporary), TrainerOptions(accelerator=accelerator),
+            held_out=data.held_out_set() if dreams.held_out else None,
+        )  # fmt: skip
     student.eval()
     return history

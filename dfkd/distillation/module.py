@@ -59,6 +59,11 @@ class DistillationModule(TaughtTraining):
         self._steps = pruning_steps(recipe.updates, recipe.gradual) if prune is not None else {}
         self._zeros: FixedZeros | None = None
 
+    @property
+    def pruned_from(self) -> int:
+        """The update from whose end on the student is pruned in full."""
+        return max(self._steps) + 1 if self._steps else 0
+
     def train(self, mode: bool = True) -> DistillationModule:
         super().train(mode)
         if self.recipe.batch_norm == "frozen":

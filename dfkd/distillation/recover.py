@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dfkd.distillation.batch_norm import reestimate_batch_norm
+from dfkd.distillation.held_out import HeldOutChecks
 from dfkd.distillation.module import DistillationModule
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.reconstruction import reconstruct
+from dfkd.errors import ConfigError
 from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, fit
 
@@ -35,6 +37,7 @@ def recover_student(
     loggers: Sequence[Logger] = (),
     stage: str = "recover",
     prune: Callable[[nn.Module, float], None] | None = None,
+    held_out: Dataset | None = None,
 ) -> list[dict[str, float]]:
     """Bring `student` back towards `teacher`, in place; its zero weights stay zero.
 
@@ -50,10 +53,20 @@ def recover_student(
         loggers: told the course of the training.
         stage: name of this recovery in logs.
         prune: prunes a network in place to a share of the final amount; the student is then pruned as it learns.
+        held_out: dreams, (image, label), that only judge the student on its way; None: it is not judged.
 
     Returns:
-        The course of the training: rows of `update` and the losses.
+        The course of the training: rows of `update`, the losses and what `HeldOutChecks` adds.
+
+    Raises:
+        ConfigError: the recipe has patience, but there are no held-out dreams.
+        TrainingError: the loss was not finite.
     """
+    if recipe.patience and held_out is None:
+        raise ConfigError(
+            f"distillation.patience is {recipe.patience}, but there are no held-out dreams to judge the student by. "
+            "Make some (num_held_out of the inversion), or set it to 0."
+        )
     with torch.random.fork_rng():
         if recipe.reconstruct:
             reconstruct_on(student, teacher, data.one_pass(), options)
@@ -62,8 +75,12 @@ def recover_student(
         if not recipe.updates:
             return []
         module = DistillationModule(student, teacher, recipe, seed, stage, prune)
-        averaging = [EMAWeightAveraging(decay=recipe.weight_averaging)] if recipe.weight_averaging else []
-        history = fit(module, data, directory, options, loggers, averaging)
+        callbacks: list[Callback] = []
+        if recipe.weight_averaging:
+            callbacks.append(EMAWeightAveraging(decay=recipe.weight_averaging))
+        if held_out is not None:
+            callbacks.append(HeldOutChecks(held_out, recipe.patience, module.pruned_from))
+        history = fit(module, data, directory, options, loggers, callbacks)
         module.hold_zeros()  # an average remembers what was pruned on the way
         return history
 

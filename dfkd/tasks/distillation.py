@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
+from torch.utils.data import Dataset
 
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamBank, DreamDataModule, Dreams
@@ -67,13 +68,16 @@ class DistillationPipeline(Pipeline):
         recipe["data"] = None if e.data is None else e.data.fingerprint
 
         def make(directory: Path) -> dict[str, Any]:
-            held_out = self._stream(self.dreams()).held_out_set() if e.inversion.num_held_out else None
             test_images = None if e.data is None else e.data.open(Purpose.EVALUATION)
-            scores = score(self._models(), held_out, test_images, e.spec.num_classes, e.options)
+            scores = score(self._models(), self._held_out(), test_images, e.spec.num_classes, e.options)
             return {"scores": {name: marks.as_dict() for name, marks in scores.items()}}
 
         self._obtain("evaluate", "scores", recipe, make)
         self._judge_dreams()
+
+    def _held_out(self) -> Dataset | None:
+        """The dreams that only judge."""
+        return self._stream(self.dreams()).held_out_set() if self.experiment.inversion.num_held_out else None
 
     def _models(self) -> dict[str, nn.Module]:
         """The networks to score, by their name in the result."""
@@ -128,8 +132,9 @@ class DistillationPipeline(Pipeline):
             network, prune = self._start(student, teacher)
             data = make_data(network, teacher, directory)
             history = recover_student(
-                network, teacher, data, e.distillation, e.seed, directory, e.options, self.loggers, name, prune
-            )
+                network, teacher, data, e.distillation, e.seed, directory, e.options, self.loggers, name, prune,
+                self._held_out(),
+            )  # fmt: skip
             save_student(directory / WEIGHTS, network)
             notes: dict[str, Any] = {"history": history}
             if isinstance(data, StreamingDreamDataModule):

@@ -122,6 +122,11 @@ class Experiment:
                 f"judge.extractor={self.judge.extractor} compares dreams with real test images, but data=none. "
                 "Set it to null, or choose a data group."
             )
+        if self.distillation.patience and not self.inversion.num_held_out:
+            raise ConfigError(
+                f"inversion.num_held_out must be 1 or more with distillation.patience={self.distillation.patience}, "
+                "got 0: held-out dreams tell when to stop."
+            )
         if self.data is None and not self.inversion.num_held_out:
             raise ConfigError(
                 "inversion.num_held_out must be 1 or more with data=none, got 0: held-out dreams are all that can "

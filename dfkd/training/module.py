@@ -73,12 +73,17 @@ class SeededTraining(lightning.LightningModule):
                 f"{self.stage}: the loss was not finite by update {update} ({row}). Lower "
                 f"{self.recipe.group}.learning_rate or set {self.recipe.group}.warmup_updates."
             )
-        self.history.append({"update": update, **row})
-        for logger in self.loggers:
-            metrics = {f"{self.stage}/{name}": value for name, value in self.history[-1].items()}
-            logger.log_metrics(metrics, update)
+        self.history.append({"update": update})
+        self.add_to_row({"update": update, **row})
         if self.on_update is not None:
             self.on_update(update, row)
+
+    def add_to_row(self, values: dict[str, float]) -> None:
+        """Record and log further `values` of the update that was recorded last."""
+        self.history[-1] |= values
+        for logger in self.loggers:
+            metrics = {f"{self.stage}/{name}": value for name, value in values.items()}
+            logger.log_metrics(metrics, int(self.history[-1]["update"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history

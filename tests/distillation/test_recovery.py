@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import dfkd
 from dfkd.distillation import DistillationModule, DistillationRecipe, distillation_loss, reestimate_batch_norm
@@ -28,6 +29,10 @@ CPU = TrainerOptions(accelerator="cpu")
 def dreams() -> Dreams:
     labels = torch.arange(48) % 10
     return Dreams(torch.randn(48, 1, 8, 8).half(), labels, labels, torch.ones(48))
+
+
+def held_out(dreams) -> TensorDataset:
+    return TensorDataset(dreams.images.flip(3), dreams.labels)
 
 
 def recipe(**changes) -> DistillationRecipe:
@@ -150,7 +155,12 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("changes", [{}, {"weight_averaging": 0.9}, {"gradual": 0.9}], ids=str)
+TOO_FAST = {"learning_rate": 3.0, "schedule": "constant", "feature_weight": 0.0}  # it gets worse before long
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"weight_averaging": 0.9}, {"gradual": 0.9}, {"patience": 9} | TOO_FAST], ids=str
+)
 def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch, changes):
     settings = recipe(updates=20, **changes)
     options = TrainerOptions(accelerator="cpu", checkpoint_updates=4)  # not a multiple of the 3 batches of a pass
@@ -161,11 +171,13 @@ def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp
         history = recover_student(
             student, teacher, DreamDataModule(dreams, 16, 20), settings, 3, directory, options,
             prune=(lambda network, share: prune_by_global_magnitude(network, 0.8 * share)) if gradual else None,
+            held_out=held_out(dreams),
         )  # fmt: skip
         assert sparsity(student) == pytest.approx(0.8, abs=2e-3)
         return student.state_dict(), history
 
     whole, whole_history = run(tmp_path / "whole")
+    assert ("patience" in changes) == (11 < whole_history[-1]["update"] < 20)
 
     updates = DistillationModule.training_step
 
@@ -183,6 +195,52 @@ def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp
     assert resumed_history == whole_history
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
     assert not list((tmp_path / "broken").iterdir())
+
+
+def held_out_kl(student, teacher, dreams) -> float:
+    images = held_out(dreams)[:][0].float()
+    with torch.no_grad():
+        return distillation_loss(student(images), teacher(images), 1.0).item()
+
+
+def test_patience_keeps_the_student_that_held_out_dreams_like_best(teacher, dreams, tmp_path):
+    student = dfkd.prune(teacher, 0.8)
+    settings = recipe(updates=60, patience=4, **TOO_FAST)
+    data = DreamDataModule(dreams, 16, 60)
+    course = recover_student(student, teacher, data, settings, 0, tmp_path, CPU, held_out=held_out(dreams))
+    checks = [row["held_out_kl"] for row in course if "held_out_kl" in row]
+    assert len(checks) < 20 and checks.index(min(checks)) == len(checks) - 1 - 4
+    assert held_out_kl(student.eval(), teacher, dreams) == pytest.approx(min(checks), rel=1e-4)
+    assert sparsity(student) == pytest.approx(0.8, abs=2e-3)
+
+
+def test_checks_without_patience_leave_the_course_as_it_is(teacher, dreams, tmp_path):
+    students, courses = [], []
+    for judged_by in (None, held_out(dreams)):
+        students.append(dfkd.prune(teacher, 0.8))
+        data = DreamDataModule(dreams, 16, 9)
+        courses.append(recover_student(students[-1], teacher, data, recipe(), 0, tmp_path, CPU, held_out=judged_by))
+    assert all(torch.equal(*pair) for pair in zip(*(s.state_dict().values() for s in students), strict=True))
+    *_, last = courses[1]
+    assert last["held_out_kl"] == pytest.approx(held_out_kl(students[1].eval(), teacher, dreams), rel=1e-4)
+    assert [{k: v for k, v in row.items() if "held_out" not in k} for row in courses[1]] == courses[0]
+
+
+def test_a_student_that_is_not_pruned_in_full_is_not_chosen(teacher, dreams, tmp_path):
+    student = copy.deepcopy(teacher)  # at first it is the teacher: no later check is as good
+    settings = recipe(updates=40, patience=3, gradual=0.5)
+    recover_student(
+        student, teacher, DreamDataModule(dreams, 16, 40), settings, 0, tmp_path, CPU,
+        prune=lambda network, share: prune_by_global_magnitude(network, 0.9 * share), held_out=held_out(dreams),
+    )  # fmt: skip
+    assert sparsity(student) == pytest.approx(0.9, abs=2e-3)
+
+
+def test_patience_without_held_out_dreams_or_with_averaged_weights_is_refused(teacher, dreams):
+    with pytest.raises(ConfigError, match="no held-out dreams"):
+        dfkd.recover(dfkd.prune(teacher, 0.5), teacher, dreams, patience=3, batch_size=16, accelerator="cpu")
+    with pytest.raises(ConfigError, match="distillation.patience must be 0 with distillation.weight_averaging"):
+        recipe(patience=3, weight_averaging=0.9)
 
 
 def test_the_teacher_does_not_travel_in_checkpoints(teacher):
