@@ -32,7 +32,7 @@ from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.method import PruningMethod
 from dfkd.real_data import RealImages
 from dfkd.reporting import report
-from dfkd.reporting.result import student_of, summary, table
+from dfkd.reporting.result import view
 from dfkd.reporting.run_directory import log_growth, log_run, write_run
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment, Pipeline
@@ -136,7 +136,7 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline
             result = write_run(pipeline, scores["scores"], run_dir)
             log_run(result, run_dir, loggers)
             _print_table(result)
-            log.info("%s", summary(result))
+            log.info("%s", view(result).summary(result))
         log.info("Files of this run: %s", run_dir)
     except BaseException as error:
         if isinstance(error, DfkdError):
@@ -181,7 +181,7 @@ def _check_space(recipe: InversionRecipe, spec: InputSpec, store: Path, run_dir:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    columns, rows = table(result)
+    columns, rows = view(result).table(result)
     shown = Table(title=f"{result['experiment']}, seed {result['seed']}")
     for column in columns:
         shown.add_column(column, justify="left" if column == "network" else "right")
@@ -195,16 +195,9 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
     result, _ = run(cfg, run_dir)
-    # What a sweeper that searches may choose by: held-out dreams, never the test images.
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
-        return _objective(result)
+        return view(result).objective(result)
     return None
-
-
-def _objective(result: dict[str, Any]) -> float | None:
-    if result.get("task") == "class_incremental":
-        return result["scores"]["learn"]["agreement"]
-    return student_of(result)["agreement"]
 
 
 def main() -> None:

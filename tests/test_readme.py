@@ -14,8 +14,7 @@ from recovery_against_time import page
 
 from dfkd import config
 from dfkd.reporting.report import write_report
-from dfkd.reporting.result import summary
-from dfkd.reporting.result import table as result_table
+from dfkd.reporting.result import view
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,9 +43,9 @@ def test_every_make_target_exists():
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_every_table_is_that_of_a_recorded_result(path):
     result = json.loads(path.read_text())
-    for row in result_table(result)[1]:
+    for row in view(result).table(result)[1]:
         assert "| " + " | ".join(row) + " |" in README
-    assert summary(result) in README.replace("\n", " ")
+    assert view(result).summary(result) in README.replace("\n", " ")
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)

@@ -1,5 +1,5 @@
 """Judging networks: accuracy on real test images, agreement with the teacher on held-out dreams."""
 
-from dfkd.evaluation.scores import Scores, accuracy, agreement, predict
+from dfkd.evaluation.scores import Marks, accuracy, agreement, predict, score
 
-__all__ = ["Scores", "accuracy", "agreement", "predict"]
+__all__ = ["Marks", "accuracy", "agreement", "predict", "score"]

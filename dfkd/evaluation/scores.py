@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,57 +14,45 @@ from dfkd.training.fit import TrainerOptions
 from dfkd.training.progress import Progress
 
 
-@dataclass(frozen=True)
-class Scores:
-    """A network's marks, each in [0, 1], None where it cannot be known.
-
-    Attributes:
-        accuracy: share of the real test images that it classifies rightly.
-        agreement: share of the held-out dreams on which its answer is the teacher's.
-    """
-
-    accuracy: float | None
-    agreement: float | None
-
-    def as_dict(self) -> dict[str, float | None]:
-        """The marks by name."""
-        return asdict(self)
+Marks = dict[str, float | None]  # each in [0, 1], None where it cannot be known
 
 
 def score(
     models: dict[str, nn.Module],
     held_out: Dataset | None,
-    test_images: Dataset | None,
+    test_sets: dict[str, Dataset | None],
     num_classes: int,
     options: TrainerOptions,
-) -> dict[str, Scores]:
+) -> dict[str, Marks]:
     """The marks of every network, by name; one of them is the `teacher`.
+
+    Its marks are, under the name of each test set, the share of these real images that it classifies rightly; and
+    `agreement`, the share of the held-out dreams on which its answer is the teacher's.
 
     Args:
         models: left as they were.
         held_out: dreams that no network has learned from, (image, label); None: no agreement.
-        test_images: real images, (image, label); None: no accuracy.
+        test_sets: real images, (image, label), by name; None: no accuracy.
         num_classes: of the labels.
         options: where to compute.
     """
     device = options.torch_device()
     answers: dict[str, Tensor] = {}
-    accuracies: dict[str, float] = {}
+    marks: dict[str, Marks] = {}
     with Progress("evaluate", len(models), "networks") as progress:
         for name, model in models.items():
             if held_out is not None:
                 answers[name], _ = predict(model, held_out, device)
-            if test_images is not None:
-                predictions, labels = predict(model, test_images, device, options.num_workers)
-                accuracies[name] = accuracy(predictions, labels, num_classes)
+            marks[name] = {
+                test: None
+                if images is None
+                else accuracy(*predict(model, images, device, options.num_workers), num_classes)
+                for test, images in test_sets.items()
+            }
             progress.advance(1)
-    return {
-        name: Scores(
-            accuracy=accuracies.get(name),
-            agreement=agreement(answers[name], answers["teacher"]) if answers else None,
-        )
-        for name in models
-    }
+    for name in marks:
+        marks[name]["agreement"] = agreement(answers[name], answers["teacher"]) if answers else None
+    return marks
 
 
 def predict(model: nn.Module, dataset: Dataset, device: torch.device, num_workers: int = 0) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
-"""The result of class-incremental learning: what each network scores on old, on new, and on all classes."""
+"""The view of a run of class-incremental learning: what each network scores on old, on new, and on all classes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from dfkd.evaluation import Marks
 from dfkd.reporting.percent import percent
 from dfkd.tasks import ClassIncremental
 from dfkd.training.progress import duration
@@ -21,7 +22,7 @@ COLUMNS = ["network", "old classes", "new classes", "all classes", "agreement"]
 MARKS = ("old", "new", "combined", "agreement")
 
 
-def scores_of(pipeline: ClassIncremental, scores: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
+def result_of(pipeline: ClassIncremental, scores: dict[str, Marks], sizes: dict[str, int]) -> dict[str, Any]:
     """What `result.json` tells beside the facts that every task records.
 
     `scores` are accuracies in [0, 1] among all classes, on the test images of the old, the new and all classes;
@@ -35,9 +36,10 @@ def scores_of(pipeline: ClassIncremental, scores: dict[str, Any], sizes: dict[st
     }
 
 
-def rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of the table, as text."""
-    return [(NETWORKS[name], *(percent(marks[mark]) for mark in MARKS)) for name, marks in result["scores"].items()]
+def table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Columns and rows as text."""
+    scores = result["scores"].items()
+    return COLUMNS, [(NETWORKS[name], *(percent(marks[mark]) for mark in MARKS)) for name, marks in scores]
 
 
 def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
@@ -55,3 +57,8 @@ def summary(result: dict[str, Any]) -> str:
         f"{dreams['iterations']} iterations remind. Dreaming took {duration(timing['dream'])}, learning "
         f"{duration(timing['learn'])}, all stages {duration(timing['total'])} on {result['environment']['device']}."
     )
+
+
+def objective(result: dict[str, Any]) -> float | None:
+    """What a sweeper that searches may choose by: held-out dreams, never the test images."""
+    return result["scores"]["learn"]["agreement"]

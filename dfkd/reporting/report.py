@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from dfkd.errors import ConfigError
 from dfkd.files import write_text
 from dfkd.reporting.figures import save_figure
-from dfkd.reporting.result import network_scores, student_of
+from dfkd.reporting.distillation import network_scores, student_of
 
 LABELS = ("model", "pruning", "inversion", "distillation")
 SCORES = {

@@ -17,7 +17,7 @@ from dfkd.models.input_spec import InputSpec
 from dfkd.models.student_file import save_student
 from dfkd.pruning.sparsity import layer_sparsity
 from dfkd.reporting.figures import dream_grid, dreams_over_time, recovery_bars, save_figure
-from dfkd.reporting.result import bars, build_result, table
+from dfkd.reporting.result import build_result, view
 from dfkd.tasks import DistillationPipeline, Pipeline
 
 STUDENT = "student.safetensors"
@@ -48,9 +48,10 @@ def write_run(pipeline: Pipeline, scores: dict[str, Any], directory: Path) -> di
     _write_csv(directory / "metrics.csv", ["stage", "batch", "step", "metric", "value"], _metrics(pipeline))
     save_figure(dream_grid(pipeline.dreams(), pipeline.experiment.spec), directory / "dreams.png")
     streamed = pipeline.streamed() if isinstance(pipeline, DistillationPipeline) else []
+    (directory / STREAM_PICTURE).unlink(missing_ok=True)  # of an earlier run into this directory
     if streamed:
         save_figure(dreams_over_time(streamed, pipeline.experiment.spec), directory / STREAM_PICTURE)
-    save_figure(recovery_bars(*bars(result)), directory / "recovery.png")
+    save_figure(recovery_bars(*view(result).bars(result)), directory / "recovery.png")
     write_json(directory / "result.json", result)
     return result
 
@@ -62,7 +63,7 @@ def log_run(result: dict[str, Any], directory: Path, loggers: Sequence[Logger]) 
             for picture in ("dreams.png", STREAM_PICTURE, "recovery.png"):
                 if (directory / picture).exists():
                     logger.log_image(Path(picture).stem, [str(directory / picture)])
-            columns, rows = table(result)
+            columns, rows = view(result).table(result)
             logger.log_table("result", columns=columns, data=[list(row) for row in rows])
             logger.experiment.summary.update(_numbers(result))
 

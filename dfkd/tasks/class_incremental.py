@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from dfkd.dreams import DreamDataModule
 from dfkd.errors import ConfigError, require
-from dfkd.evaluation.scores import accuracy, agreement, predict
+from dfkd.evaluation.scores import Marks, score
 from dfkd.incremental import ClassIncrementalLearning, IncrementalRecipe, PairedDataModule
 from dfkd.models.classifier import extend_classifier
 from dfkd.models.student_file import save_student
@@ -27,7 +27,6 @@ from dfkd.real_data import Purpose, RealImages
 from dfkd.seeding import derive_seed
 from dfkd.tasks.pipeline import WEIGHTS, Pipeline
 from dfkd.training.fit import fit
-from dfkd.training.progress import Progress
 
 
 class ClassIncremental(Pipeline):
@@ -111,35 +110,14 @@ class ClassIncremental(Pipeline):
 
         self._obtain(name, "incremental", key, make)
 
-    def _score(self) -> dict[str, dict[str, float | None]]:
+    def _score(self) -> dict[str, Marks]:
         """Of every network, its accuracy on the test images of old, of new, and of all classes, among all classes."""
         e = self.experiment
-        device, workers = e.options.torch_device(), e.options.num_workers
-        count = e.spec.num_classes + e.incremental.new_classes
-        parts: dict[str, Dataset] = {}
-        if e.data is not None:
-            parts["old"] = e.data.open(Purpose.EVALUATION)
-        parts["new"] = _Shifted(self._new_images.open(Purpose.EVALUATION), e.spec.num_classes)
-        if len(parts) == 2:
-            parts["combined"] = ConcatDataset(list(parts.values()))
-        held_out = DreamDataModule(self.dreams(), 1, 1).held_out_set() if e.inversion.num_held_out else None
-        networks = [name for name in ("teacher", "learn", *self.controls) if name in self.artifacts]
-        scores: dict[str, dict[str, float | None]] = {}
-        expected = Tensor()
-        with Progress("evaluate", len(networks), "networks") as progress:
-            for name in networks:
-                model = self.network(name)
-                marks: dict[str, float | None] = {"old": None, "new": None, "combined": None, "agreement": None}
-                marks |= {
-                    part: accuracy(*predict(model, images, device, workers), count) for part, images in parts.items()
-                }
-                if held_out is not None:
-                    answers, _ = predict(model, held_out, device)
-                    expected = answers if name == "teacher" else expected
-                    marks["agreement"] = agreement(answers, expected)
-                scores[name] = marks
-                progress.advance(1)
-        return scores
+        old = None if e.data is None else e.data.open(Purpose.EVALUATION)
+        new = _Shifted(self._new_images.open(Purpose.EVALUATION), e.spec.num_classes)
+        tests = {"old": old, "new": new, "combined": None if old is None else ConcatDataset([old, new])}
+        networks = {name: self.network(name) for name in ("teacher", "learn", *self.controls) if name in self.artifacts}
+        return score(networks, self.held_out(), tests, e.spec.num_classes + e.incremental.new_classes, e.options)
 
 
 class _Shifted(Dataset):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
-from torch.utils.data import Dataset
 
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamBank, DreamDataModule, Dreams
@@ -69,15 +68,11 @@ class DistillationPipeline(Pipeline):
 
         def make(directory: Path) -> dict[str, Any]:
             test_images = None if e.data is None else e.data.open(Purpose.EVALUATION)
-            scores = score(self._models(), self._held_out(), test_images, e.spec.num_classes, e.options)
-            return {"scores": {name: marks.as_dict() for name, marks in scores.items()}}
+            tests = {"accuracy": test_images}
+            return {"scores": score(self._models(), self.held_out(), tests, e.spec.num_classes, e.options)}
 
         self._obtain("evaluate", "scores", recipe, make)
         self._judge_dreams()
-
-    def _held_out(self) -> Dataset | None:
-        """The dreams that only judge."""
-        return self._stream(self.dreams()).held_out_set() if self.experiment.inversion.num_held_out else None
 
     def _models(self) -> dict[str, nn.Module]:
         """The networks to score, by their name in the result."""
@@ -133,7 +128,7 @@ class DistillationPipeline(Pipeline):
             data = make_data(network, teacher, directory)
             history = recover_student(
                 network, teacher, data, e.distillation, e.seed, directory, e.options, self.loggers, name, prune,
-                self._held_out(),
+                self.held_out(),
             )  # fmt: skip
             save_student(directory / WEIGHTS, network)
             notes: dict[str, Any] = {"history": history}

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import nn
+from torch.utils.data import Dataset
 
-from dfkd.dreams import DreamBank, Dreams
+from dfkd.dreams import DreamBank, DreamDataModule, Dreams
 from dfkd.evaluation.judging import compare_with_real, judge_dreams
 from dfkd.files import file_checksum, save_tensors
 from dfkd.inversion.invert import fill_bank
@@ -157,6 +158,11 @@ class Pipeline(ABC):
         e = self.experiment
         count = len(plan_batches(e.inversion, e.spec.num_classes, e.seed))
         return DreamBank(self.artifacts["dream"].directory).load(count, e.inversion.num_held_out)[0]
+
+    def held_out(self) -> Dataset | None:
+        """The dreams that only judge; None where there are none."""
+        dreams = self.dreams()
+        return DreamDataModule(dreams, 1, 1).held_out_set() if dreams.held_out else None
 
     def dream_files(self) -> list[Path]:
         """The files of those of them that train the student."""
