@@ -13,7 +13,6 @@ from dfkd.models.freezing import frozen
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.progress import Progress
 
-
 Marks = dict[str, float | None]  # each in [0, 1], None where it cannot be known
 
 

@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 
 from dfkd.errors import ConfigError
 from dfkd.files import write_text
-from dfkd.reporting.figures import save_figure
 from dfkd.reporting.distillation import network_scores, student_of
+from dfkd.reporting.figures import save_figure
 
 LABELS = ("model", "pruning", "inversion", "distillation")
 SCORES = {
