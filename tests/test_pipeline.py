@@ -119,11 +119,18 @@ def test_metrics_hold_the_course_of_every_stage(finished):
         rows = list(csv.DictReader(file))
     assert {row["stage"] for row in rows} == {"teacher", "dream", "recover", "noise", "real"}
     assert {row["batch"] for row in rows if row["stage"] == "dream"} == {"0", "1", "2", "3"}
+    *_, last = (
+        float(row["value"]) for row in rows if (row["stage"], row["metric"]) == ("recover", "held_out_agreement")
+    )
+    assert last == pytest.approx(result_of(finished)["recovered"]["agreement"], abs=1e-6)
 
 
 def test_a_second_run_reuses_everything_and_agrees(finished):
     before = {path: path.stat().st_mtime_ns for path in (finished / "artifacts").rglob("*.safetensors")}
+    (finished / "again").mkdir()
+    (finished / "again" / "stream.png").write_bytes(b"of an earlier run, with streaming")
     command([*TINY, "run_dir=again"], finished)
+    assert not (finished / "again" / "stream.png").exists()
     first, again = result_of(finished), result_of(finished, "again")
     assert {path: path.stat().st_mtime_ns for path in (finished / "artifacts").rglob("*.safetensors")} == before
     assert set(again["reused"]) == {
