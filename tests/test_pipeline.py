@@ -316,6 +316,18 @@ def test_stages_stop_where_they_are_told(tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_teacher_starts_from_given_weights(finished, tmp_path):
+    start = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
+    slowly = ["teacher.training.learning_rate=1e-9", "teacher.training.updates=1", "stage=teacher"]
+    command([*TINY, *slowly, "run_dir=run"], tmp_path)
+    command([*TINY, *slowly, "run_dir=run", f"teacher.training.start={start}"], tmp_path)
+    teachers = [load_file(path) for path in tmp_path.glob("artifacts/teacher/*/weights.safetensors")]
+    assert len(teachers) == 2
+    names = [name for name in teachers[0] if name.endswith("weight")]
+    distances = [max((load_file(start)[name] - made[name]).abs().max() for name in names) for made in teachers]
+    assert min(distances) < 1e-6 and max(distances) > 0.1
+
+
 def test_damaged_dreams_are_made_again_and_never_used(finished, tmp_path):
     weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
     options = [*TINY, "teacher=given", f"teacher.weights={weights}", "data=none", "run_dir=run"]
@@ -382,6 +394,15 @@ def test_a_fresh_student_of_another_architecture_is_taught(finished, tmp_path):
 BAD_INPUT = {
     "an amount out of range": (["pruning.amount=1"], "pruning.amount must be a number in [0, 1), got 1"),
     "a mistyped key": (["inversion.iteration=3"], "iteration"),
+    "a start that is not there": (
+        ["teacher.training.start=nowhere.pt"],
+        "teacher.training.start: there is no file nowhere.pt",
+    ),
+    "a judge that is not there": (["judge.weights=nowhere.pt"], "judge.weights: there is no file nowhere.pt"),
+    "a patience without held-out dreams": (
+        ["distillation.patience=3", "inversion.num_held_out=0"],
+        "inversion.num_held_out must be 1 or more with",
+    ),
     "a missing folder": (["data=image_folder", "data.root=nowhere"], "there is no folder nowhere/train"),
     "a run directory inside a file": (["run_dir=file/run"], "Check that run_dir and store"),
     "more dreams than the disk can hold": (["inversion.num_images=1000000000000"], "MiB free"),

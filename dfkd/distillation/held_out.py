@@ -27,11 +27,11 @@ class HeldOutChecks(Callback):
 
     Args:
         dreams: held-out dreams, of (image, label); the labels are not used.
-        patience: 0: never stops, and leaves the student as it is.
+        patience: None: never stops, and leaves the student as it is.
         first: update from which a check counts for `patience`: a student that is not pruned in full has it easier.
     """
 
-    def __init__(self, dreams: Dataset, patience: int = 0, first: int = 0) -> None:
+    def __init__(self, dreams: Dataset, patience: int | None = None, first: int = 0) -> None:
         self.dreams, self.patience, self.first = dreams, patience, first
         self.lowest, self.waited = float("inf"), 0
         self.chosen: dict[str, Tensor] = {}
@@ -51,7 +51,7 @@ class HeldOutChecks(Callback):
         distance = F.kl_div(answers, self._expected, reduction="batchmean", log_target=True).item()
         agreement = (answers.argmax(1) == self._expected.argmax(1)).double().mean().item()
         module.add_to_row({"held_out_kl": distance, "held_out_agreement": agreement})
-        if not self.patience or update < self.first:
+        if self.patience is None or update < self.first:
             return
         self.waited += 1
         if distance < self.lowest:
@@ -71,7 +71,7 @@ class HeldOutChecks(Callback):
         self.chosen = state_dict["chosen"]
 
     def _stop_if_due(self, trainer: lightning.Trainer) -> None:
-        if self.patience and self.waited >= self.patience:
+        if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
 
     def _log_probabilities(self, network: nn.Module, device: torch.device) -> Tensor:

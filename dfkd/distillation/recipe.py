@@ -31,7 +31,7 @@ class DistillationRecipe(OptimizerRecipe):
         weight_averaging: decay of an exponential moving average of weights and statistics, which then is the student;
             0: the last weights are.
         patience: checks on held-out dreams, of about 20 in a recovery, in a row without a lower KL(teacher || student)
-            after which the recovery stops; the student is then that of the lowest. 0: all updates, and the last
+            after which the recovery stops; the student is then that of the lowest. None: all updates, and the last
             student. Checks count once the student is pruned in full.
     """
 
@@ -46,7 +46,7 @@ class DistillationRecipe(OptimizerRecipe):
     feature_weight: float = 30.0
     mixup: float = 0.5
     weight_averaging: float = 0.0
-    patience: int = 0
+    patience: int | None = None
 
     group = "distillation"
     least_updates = 0
@@ -57,12 +57,13 @@ class DistillationRecipe(OptimizerRecipe):
         for option in ("logits_weight", "label_weight", "feature_weight"):
             require(getattr(self, option) >= 0, f"distillation.{option}", getattr(self, option), "0 or more")
         require(0 <= self.weight_averaging < 1, "distillation.weight_averaging", self.weight_averaging, "in [0, 1)")
-        require(self.patience >= 0, "distillation.patience", self.patience, "0 or more")
+        patience = self.patience
+        require(patience is None or patience >= 1, "distillation.patience", patience, "null, or 1 or more")
         require(
-            not (self.patience and self.weight_averaging),
+            patience is None or not self.weight_averaging,
             "distillation.patience",
-            self.patience,
-            "0 with distillation.weight_averaging: held-out dreams judge weights, not their average",
+            patience,
+            "null with distillation.weight_averaging: held-out dreams judge weights, not their average",
         )
         require(0 <= self.gradual < 1, "distillation.gradual", self.gradual, "in [0, 1)")
         require(0 <= self.mixup <= 1, "distillation.mixup", self.mixup, "in [0, 1]")

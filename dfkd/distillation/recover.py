@@ -62,10 +62,10 @@ def recover_student(
         ConfigError: the recipe has patience, but there are no held-out dreams.
         TrainingError: the loss was not finite.
     """
-    if recipe.patience and held_out is None:
+    if recipe.patience is not None and held_out is None:
         raise ConfigError(
             f"distillation.patience is {recipe.patience}, but there are no held-out dreams to judge the student by. "
-            "Make some (num_held_out of the inversion), or set it to 0."
+            "Make some (num_held_out of the inversion), or set it to null."
         )
     with torch.random.fork_rng():
         if recipe.reconstruct:

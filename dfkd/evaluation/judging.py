@@ -62,7 +62,7 @@ class Judge:
         if self.weights is None or self.build is None:
             return None
         model = self.build()
-        load_teacher_weights(model, self.weights, self.recipe)
+        load_teacher_weights(model, self.weights, self.recipe, option="judge.weights")
         return model.eval()
 
 

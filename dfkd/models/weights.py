@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dfkd.errors import WeightsError, listing
+from dfkd.files import file_checksum
+from dfkd.models.classifier import classifier_of
 
 TORCHVISION = "torchvision:"
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net", "weights")
@@ -35,56 +37,82 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     load_state(model, state, source=str(path))
 
 
-def load_teacher_weights(model: nn.Module, weights: str, model_recipe: Mapping[str, Any]) -> None:
+def load_teacher_weights(
+    model: nn.Module, weights: str, model_recipe: Mapping[str, Any], option: str = "teacher.weights"
+) -> None:
     """Load a file's weights, or with `torchvision:NAME` those that torchvision publishes for `model_recipe["name"]`.
+
+    Args:
+        option: what to call the weights in an error.
 
     Raises:
         WeightsError: as `load_weights`; or torchvision has no such weights, or they could not be downloaded.
     """
-    if not weights.startswith(TORCHVISION):
-        load_weights(model, weights)
-        return
-    try:
-        published = torchvision.models.get_model_weights(model_recipe["name"])
-        state = published[weights.removeprefix(TORCHVISION)].get_state_dict(progress=True, check_hash=True)
-    except (KeyError, ValueError, OSError) as error:
-        raise WeightsError(
-            f"teacher.weights={weights} could not be had ({type(error).__name__}: {error}). It needs a torchvision "
-            "model group, one of its weights' names (DEFAULT, IMAGENET1K_V1, ...), and a network."
-        ) from error
+    load_state(model, _state_of(weights, model_recipe, option), weights)
+
+
+def start_from(model: nn.Module, weights: str, model_recipe: Mapping[str, Any], num_classes: int) -> None:
+    """Load what `load_teacher_weights` would, but leave the classifier as it is where theirs has other classes.
+
+    Raises:
+        WeightsError: as `load_teacher_weights`.
+        ModelError: see `classifier_of`.
+    """
+    own = model.state_dict()
+    state = _strip_prefixes(_state_of(weights, model_recipe, "teacher.training.start"), set(own))
+    classifier, _ = classifier_of(model, num_classes)
+    for key in (f"{classifier}.weight", f"{classifier}.bias"):
+        if key in own and key in state and state[key].shape != own[key].shape:
+            state[key] = own[key]
     load_state(model, state, weights)
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def weights_identity(weights: str) -> str:
+    """What tells weights apart: a file's checksum, or torchvision's name for them."""
+    return weights if weights.startswith(TORCHVISION) else file_checksum(Path(weights))
+
+
+def _state_of(weights: str, model_recipe: Mapping[str, Any], option: str) -> dict[str, Tensor]:
+    if not weights.startswith(TORCHVISION):
+        return read_state_dict(weights, option)
+    try:
+        published = torchvision.models.get_model_weights(model_recipe["name"])
+        return dict(published[weights.removeprefix(TORCHVISION)].get_state_dict(progress=True, check_hash=True))
+    except (KeyError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"{option}={weights} could not be had ({type(error).__name__}: {error}). It needs a torchvision "
+            "model group, one of its weights' names (DEFAULT, IMAGENET1K_V1, ...), and a network."
+        ) from error
+
+
+def read_state_dict(path: str | Path, option: str = "teacher.weights") -> dict[str, Tensor]:
     """The state dict in a safetensors or PyTorch file, read without unpickling code (see `load_weights`)."""
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(
-            f"teacher.weights: there is no file {path}. Give the path of a safetensors or .pt/.pth file."
-        )
+        raise WeightsError(f"{option}: there is no file {path}. Give the path of a safetensors or .pt/.pth file.")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"teacher.weights: {path} is not a readable safetensors file ({error}).") from error
+            raise WeightsError(f"{option}: {path} is not a readable safetensors file ({error}).") from error
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported global" not in str(error) and "WeightsUnpickler" not in str(error):
-            raise WeightsError(f"teacher.weights: {path} is not a readable PyTorch file ({error}).") from error
+            raise WeightsError(f"{option}: {path} is not a readable PyTorch file ({error}).") from error
         raise WeightsError(
-            f"teacher.weights: {path} holds pickled objects besides tensors, which could run code when loaded, so it "
+            f"{option}: {path} holds pickled objects besides tensors, which could run code when loaded, so it "
             "was refused. Save the weights alone where you trust the file: "
             "`torch.save(model.state_dict(), path)` or `safetensors.torch.save_file(model.state_dict(), path)`."
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise WeightsError(f"teacher.weights: {path} is not a readable PyTorch file ({error}).") from error
-    return _unwrap(content, path)
+        raise WeightsError(f"{option}: {path} is not a readable PyTorch file ({error}).") from error
+    return _unwrap(content, path, option)
 
 
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+def _unwrap(content: Any, path: Path, option: str) -> dict[str, Tensor]:
     while isinstance(content, Mapping):
         tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
         nested = next((content[key] for key in WRAPPER_KEYS if isinstance(content.get(key), Mapping)), None)
@@ -92,7 +120,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
             return tensors
         content = nested
     raise WeightsError(
-        f"teacher.weights: {path} holds no state dict. It should be a mapping of names to tensors, bare or under one "
+        f"{option}: {path} holds no state dict. It should be a mapping of names to tensors, bare or under one "
         f"of the keys {', '.join(WRAPPER_KEYS)}."
     )
 

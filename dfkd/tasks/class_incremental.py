@@ -90,7 +90,7 @@ class ClassIncremental(Pipeline):
             "memory": memory,
             "new": self._new_images.fingerprint,
             "input": asdict(e.spec),
-            "incremental": asdict(recipe),
+            "incremental": recipe.identity(),
             "seed": e.seed,
             "precision": e.options.precision,
         }

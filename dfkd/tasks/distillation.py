@@ -117,7 +117,7 @@ class DistillationPipeline(Pipeline):
             "teacher": self.artifacts["teacher"].key,
             "student": self.artifacts[student].key,
             "images": images,
-            "distillation": asdict(e.distillation),
+            "distillation": e.distillation.identity(),
             "seed": e.seed,
             "precision": e.options.precision,
         }

@@ -15,7 +15,7 @@ from dfkd.incremental import IncrementalRecipe
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec, check_model
-from dfkd.models.weights import load_teacher_weights
+from dfkd.models.weights import load_teacher_weights, start_from
 from dfkd.pruning.method import PruningMethod
 from dfkd.real_data import RealImages
 from dfkd.streaming import StreamingRecipe
@@ -109,6 +109,8 @@ class Experiment:
                 "teacher.weights is null and data=none: there is neither a trained teacher nor data to train one on. "
                 "Give teacher.weights=FILE, or a data group."
             )
+        elif self.training.start is not None:
+            start_from(model, self.training.start, self.model_recipe, self.spec.num_classes)
         if self.distillation.batch_size > self.inversion.num_images:
             raise ConfigError(
                 f"distillation.batch_size must be at most inversion.num_images ({self.inversion.num_images}), got "
@@ -122,7 +124,7 @@ class Experiment:
                 f"judge.extractor={self.judge.extractor} compares dreams with real test images, but data=none. "
                 "Set it to null, or choose a data group."
             )
-        if self.distillation.patience and not self.inversion.num_held_out:
+        if self.distillation.patience is not None and not self.inversion.num_held_out:
             raise ConfigError(
                 f"inversion.num_held_out must be 1 or more with distillation.patience={self.distillation.patience}, "
                 "got 0: held-out dreams tell when to stop."

@@ -21,7 +21,7 @@ from dfkd.files import file_checksum, save_tensors
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.plan import plan_batches
 from dfkd.models.student_file import load_student
-from dfkd.models.weights import load_teacher_weights
+from dfkd.models.weights import load_teacher_weights, start_from, weights_identity
 from dfkd.real_data import Purpose
 from dfkd.real_data.datamodule import RealDataModule
 from dfkd.seeding import derive_seed
@@ -80,12 +80,13 @@ class Pipeline(ABC):
         e = self.experiment
         recipe: dict[str, Any] = {"model": e.model_recipe}
         if e.weights is None:
-            recipe |= {"training": asdict(e.training), "data": e.real_images.fingerprint, "input": asdict(e.spec)}
+            training = e.training.identity()
+            if e.training.start is not None:
+                training["start"] = weights_identity(e.training.start)
+            recipe |= {"training": training, "data": e.real_images.fingerprint, "input": asdict(e.spec)}
             recipe |= {"seed": e.seed, "precision": e.options.precision}
-        elif e.weights.startswith("torchvision:"):
-            recipe |= {"weights": e.weights}
         else:
-            recipe |= {"weights": file_checksum(Path(e.weights))}
+            recipe |= {"weights": weights_identity(e.weights)}
 
         def make(directory: Path) -> dict[str, Any]:
             with torch.random.fork_rng():
@@ -95,6 +96,8 @@ class Pipeline(ABC):
             if e.weights is not None:
                 load_teacher_weights(teacher, e.weights, e.model_recipe)
             else:
+                if e.training.start is not None:
+                    start_from(teacher, e.training.start, e.model_recipe, e.spec.num_classes)
                 images = e.real_images.open(Purpose.TEACHER_TRAINING)
                 stream = e.training.batch_size, e.training.updates, e.seed
                 data = RealDataModule(images, *stream, e.options.num_workers)

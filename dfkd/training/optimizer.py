@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,6 +61,10 @@ class OptimizerRecipe:
         check("momentum", "in [0, 1)", 0 <= self.momentum < 1)
         check("optimizer", f"one of {OPTIMIZERS}", self.optimizer in OPTIMIZERS)
         check("schedule", f"one of {SCHEDULES}", self.schedule in SCHEDULES)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells two trainings apart, as plain JSON: all options but those that are null, which do nothing."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def make_optimizer(

@@ -19,10 +19,13 @@ class TeacherRecipe(OptimizerRecipe):
 
     Attributes:
         label_smoothing: share of the target spread over all classes.
+        start: weights to start from, a file or `torchvision:NAME`; the classifier starts anew where they have one for
+            other classes. None: random weights.
     """
 
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
+    start: str | None = None
 
     group = "teacher.training"
 

@@ -239,8 +239,12 @@ def test_a_student_that_is_not_pruned_in_full_is_not_chosen(teacher, dreams, tmp
 def test_patience_without_held_out_dreams_or_with_averaged_weights_is_refused(teacher, dreams):
     with pytest.raises(ConfigError, match="no held-out dreams"):
         dfkd.recover(dfkd.prune(teacher, 0.5), teacher, dreams, patience=3, batch_size=16, accelerator="cpu")
-    with pytest.raises(ConfigError, match="distillation.patience must be 0 with distillation.weight_averaging"):
+    with pytest.raises(ConfigError, match="distillation.patience must be null with distillation.weight_averaging"):
         recipe(patience=3, weight_averaging=0.9)
+
+
+def test_options_that_are_not_used_do_not_tell_two_recoveries_apart():
+    assert "patience" not in recipe().identity() and recipe(patience=3).identity()["patience"] == 3
 
 
 def test_the_teacher_does_not_travel_in_checkpoints(teacher):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from dfkd.errors import WeightsError
 from dfkd.models import CifarResNet, load_weights
+from dfkd.models.weights import start_from
 
 
 def fresh() -> CifarResNet:
@@ -90,3 +91,21 @@ def test_a_cut_file_and_a_missing_one_are_refused(tmp_path):
         load_weights(fresh(), tmp_path / "cut.pt")
     with pytest.raises(WeightsError, match="there is no file"):
         load_weights(fresh(), tmp_path / "none.pt")
+
+
+def test_a_start_brings_all_but_a_classifier_of_other_classes(tmp_path):
+    source = CifarResNet(8, num_classes=7, width=4)
+    torch.save(prefixed(source.state_dict(), "module."), tmp_path / "weights.pt")
+    same, other = CifarResNet(8, num_classes=7, width=4), fresh()
+    untouched = other.linear.weight.clone()
+    start_from(same, str(tmp_path / "weights.pt"), {}, 7)
+    start_from(other, str(tmp_path / "weights.pt"), {}, 10)
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), same.parameters(), strict=True))
+    assert torch.equal(source.layer3[0].conv1.weight, other.layer3[0].conv1.weight)
+    assert torch.equal(other.linear.weight, untouched)
+
+
+def test_a_start_of_another_width_is_refused(tmp_path):
+    torch.save(CifarResNet(8, width=8).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match="of another shape"):
+        start_from(fresh(), str(tmp_path / "weights.pt"), {}, 10)
