@@ -92,7 +92,7 @@ def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         f"option {name}": str(value)
         for name, value in options.iloc[0].items()
-        if not str(name).startswith(NOT_AN_OPTION)
+        if value is not None and not str(name).startswith(NOT_AN_OPTION)  # null is not used: as if it were not there
     }
     row |= {"run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
     return row | {name: result["choices"].get(name) for name in LABELS}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import TINY, command
 
 from dfkd.errors import ConfigError
@@ -45,6 +47,20 @@ def test_one_seed_has_no_spread(sweep):
     assert len(runs) == 6
     table = summarise(runs[runs["seed"] == 0])
     assert len(table) == 3 and not table["recovered"].str.contains("±").any()
+
+
+def test_an_option_that_was_not_there_yet_equals_one_that_is_not_used(sweep, tmp_path):
+    shutil.copytree(sweep / "sweep", tmp_path / "sweep")
+    older = next(path for path in (tmp_path / "sweep").glob("*/config.yaml") if "seed: 1" in path.read_text())
+    config = yaml.safe_load(older.read_text())
+    assert config["distillation"].pop("patience", "not there") is None
+    older.write_text(yaml.safe_dump(config))
+    runs, _, _ = read_runs([tmp_path])
+    assert len(summarise(runs)) == 3
+    config["distillation"]["patience"] = 3
+    older.write_text(yaml.safe_dump(config))
+    runs, _, _ = read_runs([tmp_path])
+    assert len(summarise(runs)) == 4
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):
