@@ -310,6 +310,17 @@ def test_controls_can_be_left_out(finished, tmp_path):
     assert "real" not in result["artifacts"]
 
 
+def test_held_out_dreams_that_choose_a_student_are_part_of_its_key(finished, tmp_path):
+    options = [*TINY, "controls=[noise]", f"store={finished}/artifacts"]
+    command([*options, "inversion.iterations=9", "run_dir=others"], tmp_path)
+    noise = {"without": result_of(tmp_path, "others")["artifacts"]["noise"]}
+    assert noise["without"] == result_of(finished)["artifacts"]["noise"]
+    for run, iterations in (("with", 8), ("with others", 9)):
+        command([*options, "distillation.patience=2", f"inversion.iterations={iterations}", f"run_dir={run}"], tmp_path)
+        noise[run] = result_of(tmp_path, run)["artifacts"]["noise"]
+    assert len(set(noise.values())) == 3
+
+
 def test_stages_stop_where_they_are_told(tmp_path):
     command([*TINY, "stage=dream", "run_dir=run"], tmp_path)
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"teacher", "dreams"}

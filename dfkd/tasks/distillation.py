@@ -121,6 +121,8 @@ class DistillationPipeline(Pipeline):
             "seed": e.seed,
             "precision": e.options.precision,
         }
+        if e.distillation.patience is not None:
+            recipe["held_out"] = self.artifacts["dream"].key  # they choose the student, whatever it is taught on
 
         def make(directory: Path) -> dict[str, Any]:
             teacher = self.network("teacher")
