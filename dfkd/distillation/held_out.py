@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from dfkd.evaluation.scores import agreement
 from dfkd.models.freezing import frozen
 from dfkd.training.module import TaughtTraining
 
@@ -49,8 +50,8 @@ class HeldOutChecks(Callback):
             return
         answers = self._log_probabilities(module.network, module.device)
         distance = F.kl_div(answers, self._expected, reduction="batchmean", log_target=True).item()
-        agreement = (answers.argmax(1) == self._expected.argmax(1)).double().mean().item()
-        module.add_to_row({"held_out_kl": distance, "held_out_agreement": agreement})
+        agreed = agreement(answers.argmax(1), self._expected.argmax(1))
+        module.add_to_row({"held_out_kl": distance, "held_out_agreement": agreed})
         if self.patience is None or update < self.first:
             return
         self.waited += 1

@@ -15,9 +15,10 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import Dataset
 
-from dfkd.dreams import DreamBank, DreamDataModule, Dreams
+from dfkd.dreams import DreamBank, Dreams
+from dfkd.dreams.mapped import MappedDreams
 from dfkd.evaluation.judging import compare_with_real, judge_dreams
-from dfkd.files import file_checksum, save_tensors
+from dfkd.files import save_tensors
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.plan import plan_batches
 from dfkd.models.student_file import load_student
@@ -80,10 +81,7 @@ class Pipeline(ABC):
         e = self.experiment
         recipe: dict[str, Any] = {"model": e.model_recipe}
         if e.weights is None:
-            training = e.training.identity()
-            if e.training.start is not None:
-                training["start"] = weights_identity(e.training.start)
-            recipe |= {"training": training, "data": e.real_images.fingerprint, "input": asdict(e.spec)}
+            recipe |= {"training": e.training.identity(), "data": e.real_images.fingerprint, "input": asdict(e.spec)}
             recipe |= {"seed": e.seed, "precision": e.options.precision}
         else:
             recipe |= {"weights": weights_identity(e.weights)}
@@ -132,7 +130,7 @@ class Pipeline(ABC):
         e = self.experiment
         recipe: dict[str, Any] = {"dreams": self.artifacts["dream"].key}
         if e.judge.weights is not None:
-            recipe |= {"judge": e.judge.recipe, "weights": file_checksum(Path(e.judge.weights))}
+            recipe |= {"judge": e.judge.recipe, "weights": weights_identity(e.judge.weights)}
         if e.judge.extractor is not None:
             recipe |= {"extractor": e.judge.extractor, "data": e.real_images.fingerprint}
 
@@ -163,14 +161,19 @@ class Pipeline(ABC):
         return DreamBank(self.artifacts["dream"].directory).load(count, e.inversion.num_held_out)[0]
 
     def held_out(self) -> Dataset | None:
-        """The dreams that only judge; None where there are none."""
-        dreams = self.dreams()
-        return DreamDataModule(dreams, 1, 1).held_out_set() if dreams.held_out else None
+        """The dreams that only judge, on disk; None where there are none."""
+        return MappedDreams(self._dream_files()[1]) if self.experiment.inversion.num_held_out else None
 
     def dream_files(self) -> list[Path]:
-        """The files of those of them that train the student."""
+        """The files of the dreams that train the student."""
+        return self._dream_files()[0]
+
+    def _dream_files(self) -> tuple[list[Path], list[Path]]:
+        """The files of the training dreams, and of the held-out ones."""
         bank, e = DreamBank(self.artifacts["dream"].directory), self.experiment
-        return [bank.path(number) for number in range(-(-e.inversion.num_images // e.inversion.batch_size))]
+        files = [bank.path(batch.number) for batch in plan_batches(e.inversion, e.spec.num_classes, e.seed)]
+        training = -(-e.inversion.num_images // e.inversion.batch_size)
+        return files[:training], files[training:]
 
     def _obtain(self, name: str, kind: str, recipe: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> None:
         artifact = self.store.obtain(kind, recipe, make)

@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Interrupted
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -149,10 +150,6 @@ def test_batch_norm_statistics_move_only_when_live(teacher, dreams, mode):
         learning_rate=0.001, accelerator="cpu",
     )  # fmt: skip
     assert torch.equal(student.bn1.running_mean, before) == (mode == "frozen")
-
-
-class Interrupted(Exception):
-    pass
 
 
 TOO_FAST = {"learning_rate": 3.0, "schedule": "constant", "feature_weight": 0.0}  # it gets worse before long
