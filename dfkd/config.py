@@ -27,7 +27,7 @@ from dfkd.training.teacher import TeacherRecipe
 
 SMALL = 64  # pixels, below which images are small
 
-# What says where to run and what to show, but not what comes out.
+# What says where to run and what to show, but not what comes out; of the trainer, its precision does.
 NOT_HASHED = ("hydra", "run_dir", "store", "stage", "logger", "trainer")
 
 
@@ -105,7 +105,7 @@ def config_hash(cfg: DictConfig) -> str:
         key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         for key in sorted(set(cfg) - set(NOT_HASHED))
         for node in [OmegaConf.select(cfg, str(key))]
-    }
+    } | {"precision": cfg.trainer.precision}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

@@ -190,8 +190,8 @@ def test_the_hash_tells_results_apart_and_ignores_where_they_go(composed):
     base = config.config_hash(composed("experiment=demo"))
     same = composed("experiment=demo", "run_dir=x", "store=y", "stage=dream", "logger=wandb", "trainer.device=1")
     assert config.config_hash(same) == base
-    assert config.config_hash(composed("experiment=demo", "seed=1")) != base
-    assert config.config_hash(composed("experiment=demo", "pruning.amount=0.5")) != base
+    for option in ("seed=1", "pruning.amount=0.5", "trainer.precision=bf16-mixed"):
+        assert config.config_hash(composed("experiment=demo", option)) != base
 
 
 RECIPES = (

@@ -1,7 +1,7 @@
 """Many runs as one table and two plots: `dfkd report DIR...`.
 
-Runs that differ in their seed alone make one row, mean ± standard deviation (n - 1) over seeds. Runs that failed, or
-are not done, are listed below the table.
+Runs that differ in their seed alone make one row, mean ± standard deviation (n - 1) over seeds. Runs of one student,
+copies or a run that got its controls later, count as one. Runs that failed or are not done are listed below the table.
 """
 
 from __future__ import annotations
@@ -41,19 +41,8 @@ STYLES = {
     "pruned": "v:",
 }
 # What does not change what a run finds out, or is told by a column of its own.
-NOT_AN_OPTION = (
-    "seed",
-    "controls",
-    "name",
-    "run_dir",
-    "store",
-    "stage",
-    "logger.",
-    "trainer.",
-    "input.",
-    "data.",
-    "teacher.weights",
-)
+NOT_AN_OPTION = ("seed", "controls", "name", "run_dir", "store", "stage", "logger.", "trainer.", "input.")
+BUT_AN_OPTION = ("trainer.precision",)
 
 
 def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -84,7 +73,15 @@ def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataF
                 incremental += [row | {"network": name, **marks} for name, marks in result["scores"].items()]
             else:
                 students.append(row | _student(result))
-    return pd.DataFrame(students), pd.DataFrame(incremental), pd.DataFrame(others, columns=["run", "status", "why"])
+    others_table = pd.DataFrame(others, columns=["run", "status", "why"])
+    return _once(students, "artifact"), _once(incremental, "artifact", "network"), others_table
+
+
+def _once(rows: list[dict[str, Any]], *identity: str) -> pd.DataFrame:
+    """Rows of equal options and identity as one, with what any of them knows: no student is two seeds."""
+    table = pd.DataFrame(rows)
+    same = [*identity, *(column for column in table if str(column).startswith("option "))]
+    return table.groupby(same, dropna=False, sort=False, as_index=False).first()[table.columns] if rows else table
 
 
 def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -92,9 +89,12 @@ def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         f"option {name}": str(value)
         for name, value in options.iloc[0].items()
-        if value is not None and not str(name).startswith(NOT_AN_OPTION)  # null is not used: as if it were not there
+        if value is not None  # null is not used: as if it were not there
+        and (name in BUT_AN_OPTION or not str(name).startswith(NOT_AN_OPTION))
     }
-    row |= {"run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
+    artifacts = result["artifacts"]
+    learned = next(stage for stage in ("recover", "transfer", "learn") if stage in artifacts)
+    row |= {"artifact": artifacts[learned], "run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
     return row | {name: result["choices"].get(name) for name in LABELS}
 
 

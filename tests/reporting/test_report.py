@@ -49,6 +49,33 @@ def test_one_seed_has_no_spread(sweep):
     assert len(table) == 3 and not table["recovered"].str.contains("±").any()
 
 
+def test_a_student_with_two_runs_is_one_seed(sweep, tmp_path):
+    shutil.copytree(sweep / "sweep", tmp_path / "first")
+    shutil.copytree(sweep / "sweep", tmp_path / "with_control")
+    for path in (tmp_path / "with_control").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        result["controls"]["noise"] = 0.125
+        path.write_text(json.dumps(result))
+    for results in (tmp_path / "first").glob("*/result.json"):
+        result = json.loads(results.read_text())
+        result["controls"]["noise"] = None
+        results.write_text(json.dumps(result))
+    runs, _, _ = read_runs([tmp_path])
+    assert len(runs) == 6
+    table = summarise(runs)
+    assert (table["seeds"] == 2).all() and (table["noise"] == "12.5 ± 0.0").all()
+
+
+def test_another_teacher_is_another_row(sweep, tmp_path):
+    shutil.copytree(sweep / "sweep", tmp_path / "sweep")
+    for path in (tmp_path / "sweep").glob("*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["teacher"]["weights"] = "mine.pt" if config["seed"] else "other.pt"
+        path.write_text(yaml.safe_dump(config))
+    table = summarise(read_runs([tmp_path])[0])
+    assert sorted(table["teacher.weights"]) == 3 * ["mine.pt"] + 3 * ["other.pt"]
+
+
 def test_an_option_that_was_not_there_yet_equals_one_that_is_not_used(sweep, tmp_path):
     shutil.copytree(sweep / "sweep", tmp_path / "sweep")
     older = next(path for path in (tmp_path / "sweep").glob("*/config.yaml") if "seed: 1" in path.read_text())
