@@ -1,35 +1,142 @@
-"""Batch-norm re-estimation: set a pruned network's statistics to those of a set of images, without a gradient."""
+"""A student's batch norm: its statistics re-estimated without a gradient, and how it normalises while it learns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dfkd.errors import ConfigError
+from dfkd.models.batch_norm import (
+    batch_norm_layers,
+    channel_statistics,
+    is_standard,
+    running_statistics,
+    teacher_channels,
+)
 from dfkd.models.freezing import frozen
 
+MOST_RATIO = 64.0  # of variances, of a channel that dreams hardly move or move too much
 
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+
+@contextmanager
+def aligned_batch_norm(teacher: nn.Module, student: nn.Module) -> Iterator[None]:
+    """Within the context, the student's batch norm gives its images the mean and variance that the teacher's does.
+
+    Dreams have other statistics than real images, in the teacher as in the student; only what is different between the
+    two on the same images is the student's own. Per channel, let m_T and v_T be the mean and variance of the
+    input of the teacher's layer in a batch, mu and s^2 its running ones, u = (m_T - mu) / s and r = v_T / s^2; and m
+    and v those of the input of the student's layer of that name. The student's output is
+
+        y = weight (sqrt(r) (x - m) / sqrt(v) + u) + bias
+
+    with the gradient of batch norm, and its running statistics follow the variance v / r and the mean
+    m - u sqrt(v / r): those that give y in eval mode, and where student and teacher are equal, mu and s^2, whatever
+    the images. (r is kept within a factor of 64; eps is added to each variance.)
+
+    A forward of the teacher, in eval mode, comes first, then one of the student on the same images. Layers with a
+    `forward` of their own keep it. Nothing stays on the models.
+
+    Raises:
+        ConfigError: the networks' batch-norm layers have different names.
+    """
+    pairs = paired_layers(teacher, student, "distillation.batch_norm=aligned", "Set it to live")
+    shifts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in pairs}
+    standard = {name: cast(_BatchNorm, layer) for name, (_, layer) in pairs.items() if is_standard(layer)}
+
+    def record(name: str):
+        layer, channels = cast(_BatchNorm, pairs[name][0]), teacher_channels(pairs[name][1])
+
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            mean, variance = channel_statistics(inputs[0].detach())
+            running_mean, running_var = running_statistics(layer)
+            scale = (running_var + layer.eps).rsqrt()
+            ratio = ((variance + layer.eps) * scale.square()).clamp(1 / MOST_RATIO, MOST_RATIO)
+            kept = channels.to(mean.device)
+            shifts[name].append((((mean - running_mean) * scale)[kept], ratio[kept]))
+
+        return hook
+
+    def normalise(name: str):
+        layer = standard[name]
+
+        def forward(x: Tensor) -> Tensor:
+            shift, ratio = shifts[name].pop(0)
+            weight = ratio.sqrt() if layer.weight is None else layer.weight * ratio.sqrt()
+            bias = shift if layer.weight is None else layer.weight * shift + layer.bias
+            mean, variance = torch.zeros_like(shift), torch.ones_like(shift)
+            output = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=layer.eps)
+            with torch.no_grad():
+                count = x.numel() // x.shape[1]
+                own = (variance * (count - 1) / count + layer.eps) / ratio  # biased, as the teacher's in the ratio
+                running_mean, running_var = running_statistics(layer)
+                done = cast(Tensor, layer.num_batches_tracked).add_(1)
+                share = 1 / done.item() if layer.momentum is None else layer.momentum
+                running_mean.lerp_(mean - shift * own.sqrt(), share)
+                running_var.lerp_((own - layer.eps).clamp_min(0), share)
+            return output
+
+        return forward
+
+    handles = [pairs[name][0].register_forward_pre_hook(record(name)) for name in standard]
+    try:
+        for name, layer in standard.items():
+            layer.forward = normalise(name)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in standard.values():
+            vars(layer).pop("forward", None)
+        for handle in handles:
+            handle.remove()
+
+
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], teacher: nn.Module | None = None) -> None:
     """Replace the running statistics of `model`'s batch-norm layers by their mean over `batches`.
 
     While it runs only the batch-norm layers are in training mode, so that dropout keeps out of the statistics.
 
     Args:
         model: changed in place.
-        batches: images (B, C, H, W) in normalised input space, on the model's device; every batch counts the same.
+        batches: images (B, C, H, W) in normalised input space, on the models' device; every batch counts the same.
+        teacher: the statistics are aligned with its own (`aligned_batch_norm`). None: they are those of the images.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     momenta = [layer.momentum for layer in layers]
+    aligned: AbstractContextManager[None] = nullcontext()
+    if teacher is not None:
+        aligned = aligned_batch_norm(teacher, model)
     try:
-        with torch.no_grad(), frozen(model):
+        with torch.no_grad(), frozen(model, teacher), aligned:
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None  # a cumulative mean
                 layer.training = True
             for images in batches:
+                if teacher is not None:
+                    teacher(images)
                 model(images)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
+
+
+def paired_layers(
+    teacher: nn.Module, student: nn.Module, option: str, remedy: str
+) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """The batch-norm layers of teacher and student, by their common name.
+
+    Raises:
+        ConfigError: they have different names; `option` asks for them and `remedy` says what to do instead.
+    """
+    teachers, students = batch_norm_layers(teacher), batch_norm_layers(student)
+    if teachers.keys() != students.keys():
+        raise ConfigError(
+            f"{option} matches layers of the same name, but teacher and student have different batch-norm layers "
+            f"({len(teachers)} and {len(students)}). {remedy} for a student of another architecture."
+        )
+    return {name: (layer, students[name]) for name, layer in teachers.items()}

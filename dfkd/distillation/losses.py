@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.errors import ConfigError
-from dfkd.models.batch_norm import batch_norm_layers
+from dfkd.distillation.batch_norm import paired_layers
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -41,20 +40,14 @@ def matched_features(teacher: nn.Module, student: nn.Module) -> Iterator[list[Te
     Raises:
         ConfigError: the networks' batch-norm layers have different names.
     """
-    teacher_layers, student_layers = batch_norm_layers(teacher), batch_norm_layers(student)
-    if teacher_layers.keys() != student_layers.keys():
-        raise ConfigError(
-            "distillation.feature_weight matches layers of the same name, but teacher and student have different "
-            f"batch-norm layers ({len(teacher_layers)} and {len(student_layers)}). Set it to 0 for a student of "
-            "another architecture."
-        )
-    expected: dict[str, list[Tensor]] = {name: [] for name in teacher_layers}
+    pairs = paired_layers(teacher, student, "distillation.feature_weight", "Set it to 0")
+    expected: dict[str, list[Tensor]] = {name: [] for name in pairs}
     errors: list[Tensor] = []
 
     # An in-place activation may overwrite a layer's output right after the hook: the teacher's is copied, the
     # student's is compared on the spot.
     def keep(name: str):
-        channels = getattr(student_layers[name], "teacher_channels", None)  # filter pruning leaves some of them
+        channels = getattr(pairs[name][1], "teacher_channels", None)  # filter pruning leaves some of them
         if channels is None:
             return lambda _module, _inputs, output: expected[name].append(output.detach().clone())
         return lambda _module, _inputs, output: expected[name].append(output.detach()[:, channels.to(output.device)])
@@ -62,8 +55,8 @@ def matched_features(teacher: nn.Module, student: nn.Module) -> Iterator[list[Te
     def compare(name: str):
         return lambda _module, _inputs, output: errors.append(feature_error(output, expected[name].pop(0)))
 
-    handles = [layer.register_forward_hook(keep(name)) for name, layer in teacher_layers.items()]
-    handles += [layer.register_forward_hook(compare(name)) for name, layer in student_layers.items()]
+    handles = [layer.register_forward_hook(keep(name)) for name, (layer, _) in pairs.items()]
+    handles += [layer.register_forward_hook(compare(name)) for name, (_, layer) in pairs.items()]
     try:
         yield errors
     finally:

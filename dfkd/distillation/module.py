@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd.distillation.batch_norm import aligned_batch_norm
 from dfkd.distillation.losses import distillation_loss, matched_features
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.models.batch_norm import batch_norm_layers
@@ -94,10 +95,12 @@ class DistillationModule(TaughtTraining):
         images = augment(images, recipe.crop_padding, recipe.flip)
         if recipe.mixup:
             images = mixup(images, recipe.mixup)
-        matching: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if recipe.feature_weight:
-            matching = matched_features(self.teacher, self.network)
-        with matching as errors:
+        errors: list[Tensor] = []
+        with ExitStack() as together:
+            if recipe.batch_norm == "aligned":
+                together.enter_context(aligned_batch_norm(self.teacher, self.network))
+            if recipe.feature_weight:
+                errors = together.enter_context(matched_features(self.teacher, self.network))
             with torch.no_grad(), frozen(self.teacher):
                 answers = self.teacher(images)
             logits = self.network(images)

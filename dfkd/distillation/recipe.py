@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dfkd.errors import require
 from dfkd.training.optimizer import OptimizerRecipe
 
-BATCH_NORM_MODES = ("live", "frozen")
+BATCH_NORM_MODES = ("aligned", "live", "frozen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,12 @@ class DistillationRecipe(OptimizerRecipe):
             no amount to rise, where it is reconstructed, in several rounds, and where the student is given.
         updates: as in `OptimizerRecipe`; 0 leaves it with what comes before the distillation.
         reconstruct: first solve every pruned layer against the teacher's output (`dfkd.distillation.reconstruct`).
-        reestimate_batch_norm: before the first step, set the student's batch-norm statistics to those of the images.
+        reestimate_batch_norm: before the first step, set the student's batch-norm statistics to those of the images,
+            or with `batch_norm=aligned` to those that they tell of.
         batch_norm: in training, `live` normalises by the batch and keeps learning the running statistics, `frozen`
-            keeps and uses the running statistics.
+            keeps and uses the running statistics; `aligned` normalises by the batch to the mean and variance that the
+            teacher's layer of the same name gives it, so that what dreams lack of real images does not get into the
+            statistics (`dfkd.distillation.batch_norm.aligned_batch_norm`).
         temperature: softmax temperature of the logits' loss.
         logits_weight: weight of t^2 KL(teacher || student).
         label_weight: weight of the cross-entropy with the teacher's most likely class.
@@ -39,7 +42,7 @@ class DistillationRecipe(OptimizerRecipe):
     updates: int = 1000
     reconstruct: bool = False
     reestimate_batch_norm: bool = True
-    batch_norm: str = "live"
+    batch_norm: str = "aligned"
     temperature: float = 3.0
     logits_weight: float = 1.0
     label_weight: float = 0.0

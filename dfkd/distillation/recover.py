@@ -6,6 +6,7 @@ Reconstruction, batch-norm re-estimation and distillation, each where the recipe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ def recover_student(
         if recipe.reconstruct:
             reconstruct_on(student, teacher, data.one_pass(), options)
         if recipe.reestimate_batch_norm:
-            reestimate_on(student, data.one_pass(), options)
+            reestimate_on(student, data.one_pass(), options, teacher if recipe.batch_norm == "aligned" else None)
         if not recipe.updates:
             return []
         module = DistillationModule(student, teacher, recipe, seed, stage, prune)
@@ -87,23 +88,31 @@ def recover_student(
 
 def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:
     """`reconstruct` from the first `RECONSTRUCTION_IMAGES` of `loader`, on the options' device."""
-    homes = [next(model.parameters()).device for model in (student, teacher)]
     batches: list[Tensor] = []
     for images in _images(loader, options):
         batches.append(images)
         if sum(map(len, batches)) >= RECONSTRUCTION_IMAGES:
             break
-    device = options.torch_device()
-    reconstruct(student.to(device), teacher.to(device), batches)
-    for model, home in zip((student, teacher), homes, strict=True):
-        model.to(home)
+    with _on_device(options, student, teacher):
+        reconstruct(student, teacher, batches)
 
 
-def reestimate_on(student: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:
+def reestimate_on(
+    student: nn.Module, loader: DataLoader, options: TrainerOptions, teacher: nn.Module | None = None
+) -> None:
     """`reestimate_batch_norm` over one pass of `loader`, on the options' device."""
-    home = next(student.parameters()).device
-    reestimate_batch_norm(student.to(options.torch_device()), _images(loader, options))
-    student.to(home)
+    with _on_device(options, *(model for model in (student, teacher) if model is not None)):
+        reestimate_batch_norm(student, _images(loader, options), teacher)
+
+
+@contextmanager
+def _on_device(options: TrainerOptions, *models: nn.Module) -> Iterator[None]:
+    homes = [next(model.parameters()).device for model in models]
+    for model in models:
+        model.to(options.torch_device())
+    yield
+    for model, home in zip(models, homes, strict=True):
+        model.to(home)
 
 
 def _images(loader: DataLoader, options: TrainerOptions) -> Iterator[Tensor]:

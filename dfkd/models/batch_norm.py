@@ -75,17 +75,17 @@ def batch_statistics(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, 
     """
     layers = batch_norm_layers(model)
     records: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-    replaced = [layer for layer in layers.values() if _is_standard(layer)]
+    replaced = [layer for layer in layers.values() if is_standard(layer)]
     handles = []
     if len(replaced) < len(layers):
-        others = sorted({type(layer).__name__ for layer in layers.values() if not _is_standard(layer)})
+        others = sorted({type(layer).__name__ for layer in layers.values() if not is_standard(layer)})
         log.info(
             "%d of %d batch-norm layers have a forward of their own (%s): hooks take their statistics, which is "
             "slower.", len(layers) - len(replaced), len(layers), ", ".join(others),
         )  # fmt: skip
     try:
         for name, layer in layers.items():
-            if _is_standard(layer):
+            if is_standard(layer):
                 layer.forward = _forward_with_statistics(layer, records[name])
             else:
                 handles.append(layer.register_forward_pre_hook(_recorder(records[name])))
@@ -106,7 +106,8 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return _ChannelStatistics.apply(x)
 
 
-def _is_standard(layer: nn.Module) -> bool:
+def is_standard(layer: nn.Module) -> bool:
+    """Whether a layer computes PyTorch's own batch norm."""
     own = type(layer).forward
     return own in (_BatchNorm.forward, nn.SyncBatchNorm.forward) and "forward" not in vars(layer)
 

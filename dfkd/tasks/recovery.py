@@ -102,8 +102,9 @@ class Recovery(DistillationPipeline):
         return self.network("teacher"), prune
 
     def _models(self) -> dict[str, nn.Module]:
-        reestimated = self.network("prune")
-        reestimate_on(reestimated, self._stream(self.dreams()).one_pass(), self.experiment.options)
+        reestimated, e = self.network("prune"), self.experiment
+        teacher = self.network("teacher") if e.distillation.batch_norm == "aligned" else None
+        reestimate_on(reestimated, self._stream(self.dreams()).one_pass(), e.options, teacher)
         return super()._models() | {"batchnorm": reestimated}
 
 

@@ -5,12 +5,14 @@ Real images are reachable in `teacher` and `evaluate` only, as in recovery.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from dfkd.distillation.batch_norm import aligned_batch_norm
 from dfkd.distillation.losses import matched_features
 from dfkd.errors import ConfigError, require
 from dfkd.models.input_spec import check_model
@@ -35,15 +37,19 @@ class Transfer(DistillationPipeline):
         check_model(student, e.spec)
         recipe = e.distillation
         require(not recipe.reconstruct, "distillation.reconstruct", recipe.reconstruct, "false with task=transfer")
-        if recipe.feature_weight:
+        with ExitStack() as matching:
+            if recipe.batch_norm == "aligned":
+                matching.enter_context(aligned_batch_norm(teacher, student))
+            if recipe.feature_weight:
+                matching.enter_context(matched_features(teacher, student))
             try:
-                with torch.no_grad(), matched_features(teacher, student):
+                with torch.no_grad():
                     for network in (teacher, student):
                         network(torch.randn(2, *e.spec.image_shape))
             except RuntimeError as error:
                 raise ConfigError(
-                    "distillation.feature_weight must be 0 for a student whose layers differ from its teacher's, got "
-                    f"{recipe.feature_weight}: {error}"
+                    "distillation.feature_weight must be 0 and distillation.batch_norm not aligned for a student whose "
+                    f"layers differ from its teacher's, got {recipe.feature_weight} and {recipe.batch_norm}: {error}"
                 ) from error
 
     def _student(self) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 import dfkd
 from dfkd.distillation import DistillationModule, DistillationRecipe, distillation_loss, reestimate_batch_norm
+from dfkd.distillation.batch_norm import aligned_batch_norm
 from dfkd.distillation.losses import feature_error, matched_features
 from dfkd.distillation.module import pruning_steps
 from dfkd.distillation.recover import recover_student
@@ -87,9 +88,12 @@ def test_features_are_compared_before_an_in_place_activation_overwrites_them():
 
 def test_matching_features_of_another_architecture_is_refused(teacher, dreams):
     student = type(teacher)(14, in_channels=1, width=4)
+    settings = {"updates": 1, "batch_size": 16, "accelerator": "cpu"}
     with pytest.raises(ConfigError, match="feature_weight"):
-        dfkd.recover(student, teacher, dreams, updates=1, batch_size=16, accelerator="cpu")
-    dfkd.recover(student, teacher, dreams, updates=1, batch_size=16, feature_weight=0.0, accelerator="cpu")
+        dfkd.recover(student, teacher, dreams, **settings, batch_norm="live")
+    with pytest.raises(ConfigError, match="batch_norm=aligned"):
+        dfkd.recover(student, teacher, dreams, **settings, feature_weight=0.0)
+    dfkd.recover(student, teacher, dreams, **settings, feature_weight=0.0, batch_norm="live")
 
 
 def test_reestimation_sets_the_statistics_of_the_images_and_nothing_else(teacher):
@@ -103,6 +107,42 @@ def test_reestimation_sets_the_statistics_of_the_images_and_nothing_else(teacher
     changed = {name for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {n for n in before if n.endswith(("running_mean", "running_var", "num_batches_tracked"))}
     assert not student.training and student.bn1.momentum == 0.1
+
+
+def statistics_of(network):
+    return {name: value.clone() for name, value in network.state_dict().items() if "running" in name}
+
+
+def test_aligned_statistics_of_an_equal_student_are_the_teachers_on_any_images(teacher):
+    student, images = copy.deepcopy(teacher), 0.5 + 2 * torch.randn(32, 1, 8, 8)
+    expected = statistics_of(teacher)
+    reestimate_batch_norm(student, [images[:16], images[16:]], teacher)
+    assert statistics_of(teacher).keys() == expected.keys()
+    for name, value in statistics_of(student).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
+    reestimate_batch_norm(student, [images])
+    assert not torch.allclose(student.bn1.running_mean, expected["bn1.running_mean"], atol=0.1)
+
+
+def test_an_aligned_layer_gives_the_mean_and_variance_of_the_teachers(teacher):
+    student, images = dfkd.prune(teacher, 0.6), 0.5 + 2 * torch.randn(64, 1, 8, 8)
+    for layer in batch_norm_layers(student).values():
+        layer.momentum = 1.0  # the running statistics become this batch's
+
+    def normalised(network):
+        seen = []
+        handle = network.layer1[0].bn1.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        with torch.no_grad():
+            network(images)
+        handle.remove()
+        return seen[0]
+
+    with aligned_batch_norm(teacher, student):
+        expected, learning = normalised(teacher), normalised(student)
+    assert not torch.allclose(learning, expected, atol=0.1)
+    torch.testing.assert_close(learning.mean((0, 2, 3)), expected.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(learning.var((0, 2, 3)), expected.var((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(normalised(student), learning, rtol=1e-3, atol=1e-3)  # so it is in eval mode
 
 
 def test_recovery_brings_the_student_closer_and_leaves_the_teacher_alone(teacher, dreams):
@@ -141,8 +181,8 @@ def test_masked_weights_are_exactly_zero_after_every_step(teacher, dreams, optim
     assert sparsity(student) == pytest.approx(0.8, abs=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["live", "frozen"])
-def test_batch_norm_statistics_move_only_when_live(teacher, dreams, mode):
+@pytest.mark.parametrize("mode", ["aligned", "live", "frozen"])
+def test_batch_norm_statistics_move_unless_they_are_frozen(teacher, dreams, mode):
     student = dfkd.prune(teacher, 0.5)
     before = student.bn1.running_mean.clone()
     dfkd.recover(
@@ -152,7 +192,12 @@ def test_batch_norm_statistics_move_only_when_live(teacher, dreams, mode):
     assert torch.equal(student.bn1.running_mean, before) == (mode == "frozen")
 
 
-TOO_FAST = {"learning_rate": 3.0, "schedule": "constant", "feature_weight": 0.0}  # it gets worse before long
+TOO_FAST = {
+    "batch_norm": "live",
+    "learning_rate": 3.0,
+    "schedule": "constant",
+    "feature_weight": 0.0,
+}  # it gets worse before long
 
 
 @pytest.mark.parametrize(
@@ -277,7 +322,7 @@ def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
 def test_the_label_loss_is_the_cross_entropy_with_the_teachers_answer(teacher):
     student = dfkd.prune(teacher, 0.8)
     images, labels = torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long)
-    settings = recipe(label_weight=2.0, feature_weight=0.0, crop_padding=0, mixup=0.0)
+    settings = recipe(label_weight=2.0, feature_weight=0.0, crop_padding=0, mixup=0.0, batch_norm="live")
     losses = DistillationModule(student, teacher, settings).losses(images, labels)
     expected = F.cross_entropy(student(images), teacher(images).argmax(1))
     torch.testing.assert_close(losses["labels"], expected)
