@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dfkd.errors import require
 from dfkd.training.optimizer import OptimizerRecipe
 
-BATCH_NORM_MODES = ("aligned", "live", "frozen")
+BATCH_NORM_MODES = ("live", "aligned", "frozen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class DistillationRecipe(OptimizerRecipe):
     updates: int = 1000
     reconstruct: bool = False
     reestimate_batch_norm: bool = True
-    batch_norm: str = "aligned"
+    batch_norm: str = "live"
     temperature: float = 3.0
     logits_weight: float = 1.0
     label_weight: float = 0.0
