@@ -45,7 +45,7 @@ def aligned_batch_norm(teacher: nn.Module, student: nn.Module) -> Iterator[None]
     Raises:
         ConfigError: the networks' batch-norm layers have different names.
     """
-    pairs = paired_layers(teacher, student, "distillation.batch_norm=aligned", "Set it to live")
+    pairs = paired_layers(teacher, student, "distillation.batch_norm=aligned", "Set it to live or frozen")
     shifts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in pairs}
     standard = {name: cast(_BatchNorm, layer) for name, (_, layer) in pairs.items() if is_standard(layer)}
 
@@ -131,7 +131,8 @@ def paired_layers(
     """The batch-norm layers of teacher and student, by their common name.
 
     Raises:
-        ConfigError: they have different names; `option` asks for them and `remedy` says what to do instead.
+        ConfigError: they have different names, or channels that the teacher's do not have; `option` asks for them and
+            `remedy` says what to do instead.
     """
     teachers, students = batch_norm_layers(teacher), batch_norm_layers(student)
     if teachers.keys() != students.keys():
@@ -139,4 +140,11 @@ def paired_layers(
             f"{option} matches layers of the same name, but teacher and student have different batch-norm layers "
             f"({len(teachers)} and {len(students)}). {remedy} for a student of another architecture."
         )
+    for name, layer in students.items():
+        own, others = (len(running_statistics(each)[0]) for each in (layer, teachers[name]))
+        if own != others and getattr(layer, "teacher_channels", None) is None:  # filter pruning notes what is left
+            raise ConfigError(
+                f"{option} matches layers channel by channel, but {name} has {others} channels in the teacher and "
+                f"{own} in the student. {remedy} for a student of another architecture."
+            )
     return {name: (layer, students[name]) for name, layer in teachers.items()}

@@ -37,20 +37,19 @@ class Transfer(DistillationPipeline):
         check_model(student, e.spec)
         recipe = e.distillation
         require(not recipe.reconstruct, "distillation.reconstruct", recipe.reconstruct, "false with task=transfer")
-        with ExitStack() as matching:
-            if recipe.batch_norm == "aligned":
-                matching.enter_context(aligned_batch_norm(teacher, student))
-            if recipe.feature_weight:
-                matching.enter_context(matched_features(teacher, student))
-            try:
-                with torch.no_grad():
-                    for network in (teacher, student):
-                        network(torch.randn(2, *e.spec.image_shape))
-            except RuntimeError as error:
-                raise ConfigError(
-                    "distillation.feature_weight must be 0 and distillation.batch_norm not aligned for a student whose "
-                    f"layers differ from its teacher's, got {recipe.feature_weight} and {recipe.batch_norm}: {error}"
-                ) from error
+        try:
+            with ExitStack() as matching, torch.no_grad():
+                if recipe.batch_norm == "aligned":
+                    matching.enter_context(aligned_batch_norm(teacher, student))
+                if recipe.feature_weight:
+                    matching.enter_context(matched_features(teacher, student))
+                for network in (teacher, student):
+                    network(torch.randn(2, *e.spec.image_shape))
+        except RuntimeError as error:
+            raise ConfigError(
+                "distillation.feature_weight must be 0 for a student whose layers differ from its teacher's, got "
+                f"{recipe.feature_weight}: {error}"
+            ) from error
 
     def _student(self) -> None:
         e = self.experiment

@@ -91,8 +91,10 @@ def test_matching_features_of_another_architecture_is_refused(teacher, dreams):
     settings = {"updates": 1, "batch_size": 16, "accelerator": "cpu"}
     with pytest.raises(ConfigError, match="feature_weight"):
         dfkd.recover(student, teacher, dreams, **settings)
-    with pytest.raises(ConfigError, match="batch_norm=aligned"):
-        dfkd.recover(student, teacher, dreams, **settings, feature_weight=0.0, batch_norm="aligned")
+    narrow = type(teacher)(8, in_channels=1, width=2)
+    for other, why in ((student, "different batch-norm layers"), (narrow, "bn1 has 4 channels in the teacher and 2")):
+        with pytest.raises(ConfigError, match=f"batch_norm=aligned.*{why}"):
+            dfkd.recover(other, teacher, dreams, **settings, feature_weight=0.0, batch_norm="aligned")
     dfkd.recover(student, teacher, dreams, **settings, feature_weight=0.0)
 
 
