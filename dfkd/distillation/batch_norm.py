@@ -43,7 +43,7 @@ def aligned_batch_norm(teacher: nn.Module, student: nn.Module) -> Iterator[None]
     `forward` of their own keep it. Nothing stays on the models.
 
     Raises:
-        ConfigError: the networks' batch-norm layers have different names.
+        ConfigError: the networks' batch-norm layers have different names or channels (`paired_layers`).
     """
     pairs = paired_layers(teacher, student, "distillation.batch_norm=aligned", "Set it to live or frozen")
     shifts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in pairs}
