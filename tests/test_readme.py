@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
 COMMANDS = [line.split("#")[0].strip() for line in SHELL.splitlines() if line.startswith("dfkd ")]
-RESULTS = [ROOT / name for name in re.findall(r"\[result\.json\]\((\S+?)\)", README)]
+LINKED = {ROOT / name for name in re.findall(r"\[result\.json\]\((\S+?)\)", README)}
+RESULTS = sorted(LINKED | set((ROOT / "docs" / "results").glob("*.json")))
 STUDIES = sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())
 
 
@@ -40,7 +41,7 @@ def test_every_make_target_exists():
     assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=str)
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_table_is_that_of_a_recorded_result(path):
     result = json.loads(path.read_text())
     for row in view(result).table(result)[1]:

@@ -72,7 +72,7 @@ def recover_student(
         if recipe.reconstruct:
             reconstruct_on(student, teacher, data.one_pass(), options)
         if recipe.reestimate_batch_norm:
-            reestimate_on(student, data.one_pass(), options, teacher if recipe.batch_norm == "aligned" else None)
+            reestimate_on(student, teacher, data.one_pass(), recipe, options)
         if not recipe.updates:
             return []
         module = DistillationModule(student, teacher, recipe, seed, stage, prune)
@@ -98,11 +98,12 @@ def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, o
 
 
 def reestimate_on(
-    student: nn.Module, loader: DataLoader, options: TrainerOptions, teacher: nn.Module | None = None
+    student: nn.Module, teacher: nn.Module, loader: DataLoader, recipe: DistillationRecipe, options: TrainerOptions
 ) -> None:
-    """`reestimate_batch_norm` over one pass of `loader`, on the options' device."""
-    with _on_device(options, *(model for model in (student, teacher) if model is not None)):
-        reestimate_batch_norm(student, _images(loader, options), teacher)
+    """`reestimate_batch_norm` over one pass of `loader`, on the options' device; aligned where the recipe is."""
+    with _on_device(options, student, teacher):
+        aligned_with = teacher if recipe.batch_norm == "aligned" else None
+        reestimate_batch_norm(student, _images(loader, options), aligned_with)
 
 
 @contextmanager
@@ -110,9 +111,11 @@ def _on_device(options: TrainerOptions, *models: nn.Module) -> Iterator[None]:
     homes = [next(model.parameters()).device for model in models]
     for model in models:
         model.to(options.torch_device())
-    yield
-    for model, home in zip(models, homes, strict=True):
-        model.to(home)
+    try:
+        yield
+    finally:
+        for model, home in zip(models, homes, strict=True):
+            model.to(home)
 
 
 def _images(loader: DataLoader, options: TrainerOptions) -> Iterator[Tensor]:

@@ -103,8 +103,8 @@ class Recovery(DistillationPipeline):
 
     def _models(self) -> dict[str, nn.Module]:
         reestimated, e = self.network("prune"), self.experiment
-        teacher = self.network("teacher") if e.distillation.batch_norm == "aligned" else None
-        reestimate_on(reestimated, self._stream(self.dreams()).one_pass(), e.options, teacher)
+        loader = self._stream(self.dreams()).one_pass()
+        reestimate_on(reestimated, self.network("teacher"), loader, e.distillation, e.options)
         return super()._models() | {"batchnorm": reestimated}
 
 

@@ -5,7 +5,6 @@ Real images are reachable in `teacher` and `evaluate` only, as in recovery.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,19 +36,19 @@ class Transfer(DistillationPipeline):
         check_model(student, e.spec)
         recipe = e.distillation
         require(not recipe.reconstruct, "distillation.reconstruct", recipe.reconstruct, "false with task=transfer")
-        try:
-            with ExitStack() as matching, torch.no_grad():
-                if recipe.batch_norm == "aligned":
-                    matching.enter_context(aligned_batch_norm(teacher, student))
-                if recipe.feature_weight:
-                    matching.enter_context(matched_features(teacher, student))
-                for network in (teacher, student):
-                    network(torch.randn(2, *e.spec.image_shape))
-        except RuntimeError as error:
-            raise ConfigError(
-                "distillation.feature_weight must be 0 for a student whose layers differ from its teacher's, got "
-                f"{recipe.feature_weight}: {error}"
-            ) from error
+        if recipe.batch_norm == "aligned":
+            with aligned_batch_norm(teacher, student):
+                pass  # refuses layers that do not pair
+        if recipe.feature_weight:
+            try:
+                with torch.no_grad(), matched_features(teacher, student):
+                    for network in (teacher, student):
+                        network(torch.randn(2, *e.spec.image_shape))
+            except RuntimeError as error:
+                raise ConfigError(
+                    "distillation.feature_weight must be 0 for a student whose layers differ from its teacher's, got "
+                    f"{recipe.feature_weight}: {error}"
+                ) from error
 
     def _student(self) -> None:
         e = self.experiment
