@@ -103,7 +103,10 @@ def main() -> None:
 def _recovered(teacher, dreams, sparsity: float, updates: int, seed: int, options: TrainerOptions):
     student = dfkd.prune(teacher, sparsity)
     # Spelled out, because the points on record were taken with these values.
-    recipe = DistillationRecipe(updates=updates, feature_weight=1.0, mixup=0.0, crop_padding=4, flip=True)
+    recipe = DistillationRecipe(
+        updates=updates, batch_norm="live", optimizer="sgd", learning_rate=0.1, warmup_updates=0,
+        feature_weight=1.0, mixup=0.0, crop_padding=4, flip=True,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         data = DreamDataModule(dreams, recipe.batch_size, updates, seed)
         recover_student(student, teacher, data, recipe, seed, Path(directory), options)

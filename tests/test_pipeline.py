@@ -376,7 +376,7 @@ def test_wandb_offline_holds_curves_pictures_and_the_table(finished, tmp_path):
 
 def test_a_fresh_student_of_another_architecture_is_taught(finished, tmp_path):
     shutil.copytree(finished / "artifacts", tmp_path / "artifacts")
-    student = ["model@student=wrn_16_1", "task=transfer", "distillation.feature_weight=0", "distillation.gradual=0"]
+    student = ["model@student=wrn_16_1", "task=transfer", "distillation=transfer"]
     command([*TINY, *student, "run_dir=run"], tmp_path)
     result = result_of(tmp_path)
     assert {"teacher", "dream"} <= set(result["reused"])

@@ -21,6 +21,7 @@ from dfkd.models.batch_norm import (
 )
 from dfkd.models.freezing import frozen
 
+REMEDY = "Set it to live or frozen, and distillation.feature_weight to 0,"
 MOST_RATIO = 64.0  # of variances, of a channel that dreams hardly move or move too much
 
 
@@ -45,7 +46,7 @@ def aligned_batch_norm(teacher: nn.Module, student: nn.Module) -> Iterator[None]
     Raises:
         ConfigError: the networks' batch-norm layers have different names or channels (`paired_layers`).
     """
-    pairs = paired_layers(teacher, student, "distillation.batch_norm=aligned", "Set it to live or frozen")
+    pairs = paired_layers(teacher, student, "distillation.batch_norm=aligned", REMEDY)
     shifts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in pairs}
     standard = {name: cast(_BatchNorm, layer) for name, (_, layer) in pairs.items() if is_standard(layer)}
 

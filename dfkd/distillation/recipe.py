@@ -22,10 +22,10 @@ class DistillationRecipe(OptimizerRecipe):
         reconstruct: first solve every pruned layer against the teacher's output (`dfkd.distillation.reconstruct`).
         reestimate_batch_norm: before the first step, set the student's batch-norm statistics to those of the images,
             or with `batch_norm=aligned` to those that they tell of.
-        batch_norm: in training, `live` normalises by the batch and keeps learning the running statistics, `frozen`
-            keeps and uses the running statistics; `aligned` normalises by the batch to the mean and variance that the
-            teacher's layer of the same name gives it, so that what dreams lack of real images does not get into the
-            statistics (`dfkd.distillation.batch_norm.aligned_batch_norm`).
+        batch_norm: in training, `aligned` normalises by the batch to the mean and variance that the teacher's layer of
+            the same name gives it, so that what dreams lack of real images does not get into the running statistics
+            (`dfkd.distillation.batch_norm.aligned_batch_norm`); `live` normalises by the batch alone and learns its
+            statistics; `frozen` keeps and uses the running statistics.
         temperature: softmax temperature of the logits' loss.
         logits_weight: weight of t^2 KL(teacher || student).
         label_weight: weight of the cross-entropy with the teacher's most likely class.
@@ -40,9 +40,12 @@ class DistillationRecipe(OptimizerRecipe):
 
     gradual: float = 0.5
     updates: int = 1000
+    optimizer: str = "adamw"
+    learning_rate: float = 0.004
+    warmup_updates: int = 20
     reconstruct: bool = False
     reestimate_batch_norm: bool = True
-    batch_norm: str = "live"
+    batch_norm: str = "aligned"
     temperature: float = 3.0
     logits_weight: float = 1.0
     label_weight: float = 0.0

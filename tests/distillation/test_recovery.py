@@ -89,13 +89,13 @@ def test_features_are_compared_before_an_in_place_activation_overwrites_them():
 def test_matching_features_of_another_architecture_is_refused(teacher, dreams):
     student = type(teacher)(14, in_channels=1, width=4)
     settings = {"updates": 1, "batch_size": 16, "accelerator": "cpu"}
-    with pytest.raises(ConfigError, match="feature_weight"):
-        dfkd.recover(student, teacher, dreams, **settings)
+    with pytest.raises(ConfigError, match="feature_weight matches layers"):
+        dfkd.recover(student, teacher, dreams, **settings, batch_norm="live")
     narrow = type(teacher)(8, in_channels=1, width=2)
     for other, why in ((student, "different batch-norm layers"), (narrow, "bn1 has 4 channels in the teacher and 2")):
         with pytest.raises(ConfigError, match=f"batch_norm=aligned.*{why}"):
-            dfkd.recover(other, teacher, dreams, **settings, feature_weight=0.0, batch_norm="aligned")
-    dfkd.recover(student, teacher, dreams, **settings, feature_weight=0.0)
+            dfkd.recover(other, teacher, dreams, **settings)
+    dfkd.recover(student, teacher, dreams, **settings, feature_weight=0.0, batch_norm="live")
 
 
 def test_reestimation_sets_the_statistics_of_the_images_and_nothing_else(teacher):
@@ -164,6 +164,19 @@ def test_recovery_brings_the_student_closer_and_leaves_the_teacher_alone(teacher
     assert not any(module._forward_hooks for module in [*teacher.modules(), *student.modules()])
 
 
+def test_what_dreams_lack_of_real_images_does_not_get_into_a_student(teacher, dreams):
+    poor = dataclasses.replace(dreams, images=0.5 + 2 * dreams.images)
+    others = torch.randn(64, 1, 8, 8)
+
+    def distance(mode: str) -> float:
+        student = copy.deepcopy(teacher)
+        dfkd.recover(student, teacher, poor, batch_norm=mode, updates=40, batch_size=16, accelerator="cpu")
+        with torch.no_grad():
+            return distillation_loss(student(others), teacher(others), 3.0).item()
+
+    assert distance(DistillationRecipe().batch_norm) < 0.1 * distance("live")
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_masked_weights_are_exactly_zero_after_every_step(teacher, dreams, optimizer, tmp_path):
     student = dfkd.prune(teacher, 0.8)
@@ -194,12 +207,20 @@ def test_batch_norm_statistics_move_unless_they_are_frozen(teacher, dreams, mode
     assert torch.equal(student.bn1.running_mean, before) == (mode == "frozen")
 
 
-TOO_FAST = {"learning_rate": 3.0, "schedule": "constant", "feature_weight": 0.0}  # it gets worse before long
+TOO_FAST = {  # it gets worse before long
+    "batch_norm": "live", "optimizer": "sgd", "learning_rate": 3.0, "schedule": "constant", "feature_weight": 0.0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"batch_norm": "aligned"}, {"weight_averaging": 0.9}, {"gradual": 0.9}, {"patience": 9} | TOO_FAST],
+    [
+        {},
+        {"batch_norm": "live", "optimizer": "sgd"},
+        {"weight_averaging": 0.9},
+        {"gradual": 0.9},
+        {"patience": 9} | TOO_FAST,
+    ],
     ids=str,
 )
 def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch, changes):
@@ -321,7 +342,7 @@ def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
 def test_the_label_loss_is_the_cross_entropy_with_the_teachers_answer(teacher):
     student = dfkd.prune(teacher, 0.8)
     images, labels = torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long)
-    settings = recipe(label_weight=2.0, feature_weight=0.0, crop_padding=0, mixup=0.0)
+    settings = recipe(batch_norm="live", label_weight=2.0, feature_weight=0.0, crop_padding=0, mixup=0.0)
     losses = DistillationModule(student, teacher, settings).losses(images, labels)
     expected = F.cross_entropy(student(images), teacher(images).argmax(1))
     torch.testing.assert_close(losses["labels"], expected)
