@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import math
 import warnings
@@ -20,6 +21,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from dfkd.dreams import Dreams
 from dfkd.errors import ConfigError, ModelError, require
+from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.classifier import classifier_of
 from dfkd.models.freezing import frozen
 from dfkd.models.input_spec import InputSpec
@@ -75,8 +77,10 @@ def judge_dreams(
         `teacher_accuracy` and `teacher_confidence`: share of the dreams that the teacher gives their label, and the
         mean probability it gives it. `class_balance`: entropy of its answers over all dreams, over ln(classes): 1 where
         every class is as frequent. `diversity`: mean Euclidean distance between the teacher's penultimate features of
-        two dreams; None where its classifier is no linear layer. `other_accuracy`, `other_confidence`: the same by the
-        other network (cross-network verification, DI), where there is one.
+        two dreams; None where its classifier is no linear layer. `statistics_agreement`: share of the dreams on which
+        the teacher answers the same when it normalises by their own statistics; 1 where they have those of the images
+        that it learned from; None without batch norm, or for a single dream. `other_accuracy`, `other_confidence`:
+        accuracy and confidence by the other network (cross-network verification, DI), where there is one.
     """
     labels = dreams.labels
     features, logits = _answers(teacher.to(device), dreams.images, spec.num_classes)
@@ -86,6 +90,7 @@ def judge_dreams(
         "teacher_confidence": _confidence(logits, labels),
         "class_balance": -torch.xlogy(shares, shares).sum().item() / math.log(spec.num_classes),
         "diversity": None if features is None else _mean_distance(features),
+        "statistics_agreement": _statistics_agreement(teacher, dreams.images, logits.argmax(1)),
     }
     if other is not None:
         _, logits = _answers(other.to(device), dreams.images, spec.num_classes)
@@ -184,6 +189,20 @@ def _answers(network: nn.Module, images: Tensor, num_classes: int) -> tuple[Tens
 def _mean_distance(features: Tensor) -> float:
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(derive_seed(0, "diversity")))
     return torch.pdist(features[order[:PAIRS]]).mean().item() if len(features) > 1 else 0.0
+
+
+@torch.no_grad()
+def _statistics_agreement(teacher: nn.Module, images: Tensor, answers: Tensor) -> float | None:
+    device = next(teacher.parameters()).device
+    live = copy.deepcopy(teacher).eval()
+    layers = batch_norm_layers(live)
+    if not layers or len(images) < 2:
+        return None
+    for layer in layers.values():
+        layer.train()
+    parts = images.chunk(math.ceil(len(images) / BATCH))  # of one size, so that none is too small for statistics
+    given = torch.cat([live(part.to(device).float()).argmax(1).cpu() for part in parts])
+    return (given == answers).double().mean().item()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -128,7 +128,7 @@ class Pipeline(ABC):
 
     def _judge_dreams(self) -> None:
         e = self.experiment
-        recipe: dict[str, Any] = {"dreams": self.artifacts["dream"].key}
+        recipe: dict[str, Any] = {"dreams": self.artifacts["dream"].key, "marks": 2}  # raised when there are others
         if e.judge.weights is not None:
             recipe |= {"judge": e.judge.recipe, "weights": weights_identity(e.judge.weights)}
         if e.judge.extractor is not None:

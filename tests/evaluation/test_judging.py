@@ -58,6 +58,19 @@ def test_a_classifier_that_is_no_linear_layer_has_no_penultimate_features():
     assert marks["diversity"] is None and 0 <= marks["teacher_accuracy"] <= 1
 
 
+def test_dreams_with_statistics_of_their_own_change_the_answers_of_a_teacher_that_goes_by_them():
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 4, bias=False))
+    network[2].weight.data = torch.eye(4)
+    images, labels = torch.randn(300, 1, 2, 2), torch.arange(300) % 4
+    near, far = (
+        judge_dreams(bank(labels, images + shift), network.eval(), None, SPEC, CPU)["statistics_agreement"]
+        for shift in (0.0, torch.tensor([[3.0, 0.0], [0.0, 0.0]]))
+    )
+    assert near > 0.9 and far < 0.5
+    assert network[1].running_mean.abs().max() == 0 and not network[1].training
+    assert judge_dreams(bank(labels), Reader(), None, SPEC, CPU)["statistics_agreement"] is None
+
+
 def test_dreams_are_nearest_to_the_images_they_are():
     images = torch.randn(300, 1, 2, 2)
     labels, network = torch.arange(300) % 4, Reader()
