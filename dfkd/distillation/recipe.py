@@ -41,7 +41,7 @@ class DistillationRecipe(OptimizerRecipe):
     gradual: float = 0.5
     updates: int = 1000
     optimizer: str = "adamw"
-    learning_rate: float = 0.004
+    learning_rate: float = 0.001
     warmup_updates: int = 20
     reconstruct: bool = False
     reestimate_batch_norm: bool = True
