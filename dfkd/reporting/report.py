@@ -1,7 +1,8 @@
-"""Many runs as one table and two plots: `dfkd report DIR...`.
+"""Many runs as tables of their students and of their dreams, and plots: `dfkd report DIR...`.
 
 Runs that differ in their seed alone make one row, mean ± standard deviation (n - 1) over seeds. Runs of one student,
-copies or a run that got its controls later, count as one. Runs that failed or are not done are listed below the table.
+copies or a run that got its controls later, count as one; so do runs on the same dreams. Runs that failed or are not
+done are listed below the tables.
 """
 
 from __future__ import annotations
@@ -10,49 +11,60 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from dfkd.errors import ConfigError
 from dfkd.files import write_text
 from dfkd.reporting.distillation import network_scores, student_of
 from dfkd.reporting.figures import save_figure
+from dfkd.reporting.plots import LABELS, SCORES, learning_plot, recovery_plot, time_plot
 
-LABELS = ("model", "pruning", "inversion", "distillation")
-SCORES = {
-    "teacher": "teacher",
-    "pruned": "pruned",
-    "noise": "noise",
-    "batchnorm": "batch norm only",
-    "recovered": "recovered",
-    "student": "student",
-    "real": "real images",
-}
-STYLES = {
-    "teacher": "k_--",
-    "recovered": "o-",
-    "student": "o-",
-    "real": "s:",
-    "batchnorm": "^:",
-    "noise": "x:",
-    "pruned": "v:",
+# What is said of dreams, and whether it is a share, shown in percent. What follows `real` looked at real test images.
+DREAM_MARKS = {
+    "teacher_accuracy": True,
+    "teacher_confidence": True,
+    "class_balance": True,
+    "diversity": False,
+    "statistics_agreement": True,
+    "other_accuracy": True,
+    "other_confidence": True,
+    "real fid": False,
+    "real kid": False,
+    "real inception_score": False,
 }
 # What does not change what a run finds out, or is told by a column of its own.
 NOT_AN_OPTION = ("seed", "controls", "name", "run_dir", "store", "stage", "logger.", "trainer.", "input.")
 BUT_AN_OPTION = ("trainer.precision",)
+OF_DREAMS = ("option teacher.", "option model.", "option inversion.")
+OF_JUDGES = "option judge."
 
 
-def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The runs under some folders: those with a student, one row each; those that learned new classes, one row for
-    each network; and the others with what became of them.
+class Runs(NamedTuple):
+    """The runs under some folders.
+
+    Attributes:
+        students: those with a student, one row each.
+        incremental: those that learned new classes, one row for each network.
+        dreams: of both, what is said of the dreams, one row for each set of dreams and judge.
+        others: those without a result, and what became of them.
+    """
+
+    students: pd.DataFrame
+    incremental: pd.DataFrame
+    dreams: pd.DataFrame
+    others: pd.DataFrame
+
+
+def read_runs(directories: Sequence[str | Path]) -> Runs:
+    """What the runs under some folders found out.
 
     Raises:
         ConfigError: a folder is missing, or holds no run.
     """
-    students, incremental, others, seen = [], [], [], set()
+    students, incremental, dreams, others, seen = [], [], [], [], set()
     for directory in map(Path, directories):
         statuses = sorted(directory.rglob("status.json"))
         if not statuses:
@@ -68,13 +80,19 @@ def read_runs(directories: Sequence[str | Path]) -> tuple[pd.DataFrame, pd.DataF
                 others.append({"run": str(run), "status": status["status"], "why": why})
                 continue
             result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-            row = _setting(run, result)
+            setting = _setting(run, result)
+            row = {name: value for name, value in setting.items() if not name.startswith(OF_JUDGES)}
             if result.get("task") == "class_incremental":
                 incremental += [row | {"network": name, **marks} for name, marks in result["scores"].items()]
             else:
                 students.append(row | _student(result))
-    others_table = pd.DataFrame(others, columns=["run", "status", "why"])
-    return _once(students, "artifact"), _once(incremental, "artifact", "network"), others_table
+            dreams.append(_dreams(setting, result))
+    return Runs(
+        students=_once(students, "artifact"),
+        incremental=_once(incremental, "artifact", "network"),
+        dreams=_once(dreams, "artifact"),
+        others=pd.DataFrame(others, columns=["run", "status", "why"]),
+    )
 
 
 def _once(rows: list[dict[str, Any]], *identity: str) -> pd.DataFrame:
@@ -96,6 +114,25 @@ def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     learned = next(stage for stage in ("recover", "transfer", "learn") if stage in artifacts)
     row |= {"artifact": artifacts[learned], "run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
     return row | {name: result["choices"].get(name) for name in LABELS}
+
+
+def _dreams(setting: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    judged = result["dreams"]["judged"]
+    marks, real = judged["without_real_images"], judged.get("with_real_images", {})
+    choices = result["choices"]
+    judge = choices["model" if choices.get("model@judge.model", "None") == "None" else "model@judge.model"]
+    about = (name for name in setting if not name.startswith("option ") or name.startswith((*OF_DREAMS, OF_JUDGES)))
+    return {
+        **{name: setting[name] for name in about},
+        "artifact": result["artifacts"]["dream"],
+        "dreams": result["dreams"]["count"] + result["dreams"]["held_out"],
+        "iterations": result["dreams"]["iterations"],
+        **marks,
+        "teacher_accuracy": result["dreams"]["teacher_accuracy"],  # None: nobody asked for a class
+        "judge": judge if "other_accuracy" in marks else "",
+        "extractor": real.get("extractor", ""),
+        **{f"real {name}": value for name, value in real.items()},
+    }
 
 
 def _student(result: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +172,19 @@ def summarise_incremental(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def summarise_dreams(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per setting of dreams: what is said of them over seeds, as strings, shares in percent."""
+    labels = ["experiment", "model", "inversion", "dreams", "iterations", "judge", "extractor"]
+    rows = []
+    for row, group in _settings(runs, labels):
+        marks = {mark: share for mark, share in DREAM_MARKS.items() if mark in group and group[mark].notna().any()}
+        spreads = {mark.replace("_", " "): _spread(group[mark], 100 if share else 1) for mark, share in marks.items()}
+        rows.append(row | {"seeds": len(group)} | spreads)
+    table = pd.DataFrame(rows).fillna("")
+    silent = [name for name in ("experiment", "judge", "extractor") if table[name].nunique() == 1]
+    return table.drop(columns=[name for name in silent if name == "experiment" or not table[name][0]])
+
+
 def _settings(runs: pd.DataFrame, labels: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
     """Runs that differ in their seed alone, under their labels and the options in which runs of equal labels differ."""
     options = [str(column) for column in runs if str(column).startswith("option ")]
@@ -146,8 +196,8 @@ def _settings(runs: pd.DataFrame, labels: list[str]) -> Iterator[tuple[dict[str,
         yield dict(zip(names, key, strict=True)), group
 
 
-def _spread(values: pd.Series) -> str:
-    known = values.dropna().astype(float) * 100
+def _spread(values: pd.Series, scale: float = 100) -> str:
+    known = values.dropna().astype(float) * scale
     if known.empty:
         return ""
     text = f"{known.mean():.1f}" if len(known) == 1 else f"{known.mean():.1f} ± {known.std(ddof=1):.1f}"
@@ -164,37 +214,9 @@ def markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
-def recovery_plot(runs: pd.DataFrame) -> Figure:
-    """Score against sparsity, one panel per model, mean and standard deviation over whatever else differs."""
-    models = list(runs.groupby("model", dropna=False))
-    figure = Figure(figsize=(5.5 * len(models), 4), layout="constrained")
-    for axes, (model, group) in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
-        points = group.assign(sparsity=(100 * group["sparsity"]).round(1)).groupby("sparsity")
-        for name, style in STYLES.items():
-            mean, std = 100 * points[name].mean(), 100 * points[name].std().fillna(0)
-            if mean.notna().any():
-                axes.errorbar(mean.index, mean, std, fmt=style, capsize=3, label=SCORES[name])
-        axes.set(xlabel="sparsity (%)", ylabel=f"{group['measure'].iloc[0]} (%)", title=str(model))
-        axes.legend()
-    return figure
-
-
-def time_plot(runs: pd.DataFrame) -> Figure:
-    """Score of the student against the seconds of dreaming and of its learning, one point per run."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for setting, group in runs.groupby([(100 * runs["sparsity"]).round(1), *LABELS], dropna=False):
-        label = ", ".join(str(part) for part in setting[1:3]) + f", {setting[0]} %"
-        seconds = group["dream seconds"] + group["learn seconds"]
-        axes.plot(seconds, 100 * group["recovered"].fillna(group["student"]).astype(float), "o", label=label)
-    axes.set(xlabel="seconds of dreaming and learning", ylabel=f"student's {runs['measure'].iloc[0]} (%)", xscale="log")
-    axes.legend(fontsize=8)
-    return figure
-
-
 def write_report(directories: Sequence[str | Path], out: Path) -> str:
     """Write `report.md`, and for the kinds of runs there are CSV files and plots, into `out`; return the Markdown."""
-    runs, incremental, others = read_runs(directories)
+    runs, incremental, dreams, others = read_runs(directories)
     finished = len(runs) + (incremental["run"].nunique() if len(incremental) else 0)
     text = "# Report\n\n"
     if finished:
@@ -204,9 +226,16 @@ def write_report(directories: Sequence[str | Path], out: Path) -> str:
         _write_csv(out / "report.csv", runs)
         save_figure(recovery_plot(runs), out / "recovery_against_sparsity.png")
         save_figure(time_plot(runs), out / "accuracy_against_time.png")
+        curves = learning_plot(map(Path, runs["run"]))
+        if curves is not None:
+            save_figure(curves, out / "learning_curves.png")
     if len(incremental):
         text += f"\n{markdown(summarise_incremental(incremental))}"
         _write_csv(out / "class_incremental.csv", incremental)
+    if len(dreams):
+        text += "\nTheir dreams. What follows `real` looked at real test images, nothing else did.\n\n"
+        text += markdown(summarise_dreams(dreams))
+        _write_csv(out / "dreams.csv", dreams)
     if len(others):
         text += f"\n{len(others)} runs have no result:\n\n{markdown(others)}"
     write_text(out / "report.md", text)
@@ -220,7 +249,7 @@ def _write_csv(path: Path, runs: pd.DataFrame) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of `dfkd report`."""
-    parser = argparse.ArgumentParser(prog="dfkd report", description="One table and two plots of many runs.")
+    parser = argparse.ArgumentParser(prog="dfkd report", description="Tables and plots of many runs.")
     parser.add_argument("directories", nargs="+", metavar="DIR", help="folders with runs, searched at any depth")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
     parsed = parser.parse_args(arguments)

@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY, command
 
 from dfkd.errors import ConfigError
-from dfkd.reporting.report import read_runs, summarise
+from dfkd.reporting.report import read_runs, summarise, summarise_dreams
 
 
 def test_a_sweep_becomes_a_table_with_means_over_seeds(sweep, tmp_path):
@@ -25,25 +25,47 @@ def test_a_sweep_becomes_a_table_with_means_over_seeds(sweep, tmp_path):
     assert expected in row and "| 2 |" in row
     assert "pruning.amount" in text and "inversion.iterations" not in text  # what differs, and nothing else
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
-        "report.md", "report.csv", "recovery_against_sparsity.png", "accuracy_against_time.png",
+        "report.md", "report.csv", "dreams.csv", "recovery_against_sparsity.png", "accuracy_against_time.png",
+        "learning_curves.png",
     }  # fmt: skip
     assert (tmp_path / "tables" / "report.md").read_text() in text
     assert len(pd.read_csv(tmp_path / "tables" / "report.csv")) == 6
 
 
+def test_dreams_have_a_row_for_each_setting_whoever_learned_from_them(sweep, tmp_path):
+    results = [json.loads(path.read_text()) for path in (sweep / "sweep").glob("*/result.json")]
+    accuracies = {r["seed"]: 100 * r["dreams"]["teacher_accuracy"] for r in results}
+    table = summarise_dreams(read_runs([sweep / "sweep"]).dreams)
+    assert len(results) == 6 and list(table["seeds"]) == [2] and "judge" not in table
+    mean, std = statistics.mean(accuracies.values()), statistics.stdev(accuracies.values())
+    assert table["teacher accuracy"][0] == f"{mean:.1f} ± {std:.1f}"
+
+
+def test_dreams_that_were_judged_say_by_whom_and_what_looked_at_real_images(tmp_path):
+    command([*TINY, "stage=teacher", "seed=1", "run_dir=teacher"], tmp_path)
+    weights = next(tmp_path.glob("**/teacher/*/weights.safetensors"))
+    command([*TINY, "controls=[]", f"judge.weights={weights}", "judge.extractor=teacher", "run_dir=judged"], tmp_path)
+    marks = json.loads((tmp_path / "judged" / "result.json").read_text())["dreams"]["judged"]
+    row = summarise_dreams(read_runs([tmp_path / "judged"]).dreams).iloc[0]
+    assert row["other accuracy"] == f"{100 * marks['without_real_images']['other_accuracy']:.1f}"
+    assert row["real fid"] == f"{marks['with_real_images']['fid']:.1f}" and row["extractor"] == "teacher"
+    assert row["judge"] == "resnet20"
+
+
 def test_runs_that_failed_are_listed(sweep, tmp_path):
     command([*TINY, "teacher=given", "teacher.weights=none.pt", "run_dir=failed"], tmp_path, check=False)
     command([*TINY, "stage=teacher", "run_dir=short"], tmp_path)
-    runs, _, others = read_runs([sweep / "sweep", tmp_path])
-    assert len(runs) == 6
-    assert sorted(others["status"]) == ["failed", "finished"]
-    assert others["why"].str.contains("there is no file none.pt").any() and (others["why"] == "stage=teacher").any()
+    found = read_runs([sweep / "sweep", tmp_path])
+    assert len(found.students) == 6
+    assert sorted(found.others["status"]) == ["failed", "finished"]
+    why = found.others["why"]
+    assert why.str.contains("there is no file none.pt").any() and (why == "stage=teacher").any()
     text = command(["report", ".", "--out", "tables"], tmp_path).stdout
     assert "2 runs have no result" in text and "there is no file none.pt" in text
 
 
 def test_one_seed_has_no_spread(sweep):
-    runs, _, _ = read_runs([sweep, sweep / "sweep"])  # a folder within another: each run counts once
+    runs = read_runs([sweep, sweep / "sweep"]).students  # a folder within another: each run counts once
     assert len(runs) == 6
     table = summarise(runs[runs["seed"] == 0])
     assert len(table) == 3 and not table["recovered"].str.contains("±").any()
@@ -60,7 +82,7 @@ def test_a_student_with_two_runs_is_one_seed(sweep, tmp_path):
         result = json.loads(results.read_text())
         result["controls"]["noise"] = None
         results.write_text(json.dumps(result))
-    runs, _, _ = read_runs([tmp_path])
+    runs = read_runs([tmp_path]).students
     assert len(runs) == 6
     table = summarise(runs)
     assert (table["seeds"] == 2).all() and (table["noise"] == "12.5 ± 0.0").all()
@@ -72,7 +94,7 @@ def test_another_teacher_is_another_row(sweep, tmp_path):
         config = yaml.safe_load(path.read_text())
         config["teacher"]["weights"] = "mine.pt" if config["seed"] else "other.pt"
         path.write_text(yaml.safe_dump(config))
-    table = summarise(read_runs([tmp_path])[0])
+    table = summarise(read_runs([tmp_path]).students)
     assert sorted(table["teacher.weights"]) == 3 * ["mine.pt"] + 3 * ["other.pt"]
 
 
@@ -82,11 +104,11 @@ def test_an_option_that_was_not_there_yet_equals_one_that_is_not_used(sweep, tmp
     config = yaml.safe_load(older.read_text())
     assert config["distillation"].pop("patience", "not there") is None
     older.write_text(yaml.safe_dump(config))
-    runs, _, _ = read_runs([tmp_path])
+    runs = read_runs([tmp_path]).students
     assert len(summarise(runs)) == 3
     config["distillation"]["patience"] = 3
     older.write_text(yaml.safe_dump(config))
-    runs, _, _ = read_runs([tmp_path])
+    runs = read_runs([tmp_path]).students
     assert len(summarise(runs)) == 4
 
 
