@@ -18,7 +18,8 @@ class IncrementalRecipe(OptimizerRecipe):
         dream_weight: weight of t^2 KL(old || new) on dreams, over all classes.
         old_weight: weight of t^2 KL(old || new) on the new images, over the old classes.
         separate_heads: the cross-entropy of the new images is over the new classes alone, so that it does not push the
-            old ones down (as in Learning without Forgetting, Li and Hoiem 2016); else over all classes (DI).
+            old ones down (as in Learning without Forgetting, Li and Hoiem 2016); else over all classes (DI). Beside
+            dreams nothing then holds the new classes up against the dreams' term.
     """
 
     new_classes: int = 0
