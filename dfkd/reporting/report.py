@@ -175,14 +175,15 @@ def summarise_incremental(runs: pd.DataFrame) -> pd.DataFrame:
 def summarise_dreams(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per setting of dreams: what is said of them over seeds, as strings, shares in percent."""
     labels = ["experiment", "model", "inversion", "dreams", "iterations", "judge", "extractor"]
+    marks = {mark: share for mark, share in DREAM_MARKS.items() if mark in runs and runs[mark].notna().any()}
     rows = []
     for row, group in _settings(runs, labels):
-        marks = {mark: share for mark, share in DREAM_MARKS.items() if mark in group and group[mark].notna().any()}
         spreads = {mark.replace("_", " "): _spread(group[mark], 100 if share else 1) for mark, share in marks.items()}
         rows.append(row | {"seeds": len(group)} | spreads)
-    table = pd.DataFrame(rows).fillna("")
-    silent = [name for name in ("experiment", "judge", "extractor") if table[name].nunique() == 1]
-    return table.drop(columns=[name for name in silent if name == "experiment" or not table[name][0]])
+    table = pd.DataFrame(rows)
+    silent = ["experiment"] if table["experiment"].nunique() == 1 else []
+    empty = [name for name in ("judge", "extractor") if (table[name] == "").all()]
+    return table.drop(columns=silent + empty)
 
 
 def _settings(runs: pd.DataFrame, labels: list[str]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
