@@ -25,7 +25,8 @@ def incremental_losses(
     """The three terms of DeepInversion's class-incremental learning, without their weights.
 
     `dreams`: t^2 KL(old || new) on dreams, over all classes; the old network gives the new ones no chance. `new`:
-    cross-entropy of the new images. `old`: t^2 KL(old || new) on the new images, over the old classes alone.
+    cross-entropy of the new images, over all classes. `old`: t^2 KL(old || new) on the new images, over the old
+    classes alone.
 
     Args:
         new_logits: (B, old + new) of the learning network on the new images.
@@ -34,14 +35,15 @@ def incremental_losses(
         dream_logits: (D, old + new) of the learning network on dreams.
         old_dream_logits: (D, old) of the old network on them.
         t: temperature, above 0.
-        separate_heads: `new` is over the new classes alone.
+        separate_heads: `new` is over the new classes alone, and `dreams` over the old ones alone.
     """
     classes = old_logits.shape[1]
     first = classes if separate_heads else 0
-    over_all = F.log_softmax(dream_logits / t, 1)[:, :classes]
+    seen = dream_logits[:, :classes] if separate_heads else dream_logits
+    answers = F.log_softmax(seen / t, 1)[:, :classes]
     expected = F.log_softmax(old_dream_logits / t, 1)
     return {
-        "dreams": t**2 * F.kl_div(over_all, expected, reduction="batchmean", log_target=True),
+        "dreams": t**2 * F.kl_div(answers, expected, reduction="batchmean", log_target=True),
         "new": F.cross_entropy(new_logits[:, first:], labels - first),
         "old": distillation_loss(new_logits[:, :classes], old_logits, t),
     }

@@ -15,11 +15,11 @@ class IncrementalRecipe(OptimizerRecipe):
     Attributes:
         new_classes: how many classes there are to learn, 2 or more.
         temperature: softmax temperature of the two distillation terms.
-        dream_weight: weight of t^2 KL(old || new) on dreams, over all classes.
+        dream_weight: weight of t^2 KL(old || new) on dreams.
         old_weight: weight of t^2 KL(old || new) on the new images, over the old classes.
-        separate_heads: the cross-entropy of the new images is over the new classes alone, so that it does not push the
-            old ones down (as in Learning without Forgetting, Li and Hoiem 2016); else over all classes (DI). Beside
-            dreams nothing then holds the new classes up against the dreams' term.
+        separate_heads: each term sees the old classes alone or the new ones alone (as in Learning without Forgetting,
+            Li and Hoiem 2016), so that none pushes one half down on images and the other on dreams. Else the
+            cross-entropy and the dreams' term are over all classes (DI).
     """
 
     new_classes: int = 0

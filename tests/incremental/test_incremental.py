@@ -47,6 +47,9 @@ def test_the_losses_are_the_published_formula():
     torch.testing.assert_close(terms["old"], 4 * (p * (p / q).log()).sum(1).mean())
     apart = incremental_losses(new, labels, old, dreams, old_dreams, 2.0, separate_heads=True)
     torch.testing.assert_close(apart["new"], F.cross_entropy(new[:, 4:], labels - 4))
+    p, q = (old_dreams / 2).softmax(1), (dreams[:, :4] / 2).softmax(1)
+    torch.testing.assert_close(apart["dreams"], 4 * (p * (p / q).log()).sum(1).mean())
+    torch.testing.assert_close(apart["old"], terms["old"])
 
 
 def test_room_for_new_classes_leaves_the_old_answers_as_they_are(teacher, network):
