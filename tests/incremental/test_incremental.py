@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,13 @@ def test_the_losses_are_the_published_formula():
     p, q = (old_dreams / 2).softmax(1), (dreams[:, :4] / 2).softmax(1)
     torch.testing.assert_close(apart["dreams"], 4 * (p * (p / q).log()).sum(1).mean())
     torch.testing.assert_close(apart["old"], terms["old"])
+
+
+def test_networks_whose_separate_heads_saw_all_classes_of_dreams_are_not_taken_from_a_store():
+    apart = replace(RECIPE, separate_heads=True)
+    assert apart.identity()["dreams"] == "old classes"
+    for same_as_ever in (RECIPE, replace(apart, dream_weight=0.0)):
+        assert "dreams" not in same_as_ever.identity()
 
 
 def test_room_for_new_classes_leaves_the_old_answers_as_they_are(teacher, network):
