@@ -63,16 +63,17 @@ class ClassIncremental(Pipeline):
 
     def _evaluate(self) -> None:
         e = self.experiment
-        recipe = e.incremental
+        one_softmax = replace(e.incremental, separate_heads=False)  # of all controls but one, whatever `learn` has
+        alone = replace(one_softmax, dream_weight=0.0)
         if "fine_tuning" in e.controls:
-            self._teach("fine_tuning", {}, replace(recipe, dream_weight=0.0, old_weight=0.0), None)
+            self._teach("fine_tuning", {}, replace(alone, old_weight=0.0), None)
         if "learning_without_forgetting_mc" in e.controls:
-            self._teach("learning_without_forgetting_mc", {}, replace(recipe, dream_weight=0.0), None)
+            self._teach("learning_without_forgetting_mc", {}, alone, None)
         if "learning_without_forgetting" in e.controls:
-            self._teach("learning_without_forgetting", {}, replace(recipe, dream_weight=0.0, separate_heads=True), None)
+            self._teach("learning_without_forgetting", {}, replace(alone, separate_heads=True), None)
         if "joint" in e.controls and e.data is not None:
             images = partial(e.data.open, Purpose.REAL_DATA_CONTROL)
-            self._teach("joint", {"real": e.data.fingerprint}, recipe, images, memory_is_real=True)
+            self._teach("joint", {"real": e.data.fingerprint}, one_softmax, images, memory_is_real=True)
 
         artifacts: dict[str, Any] = {name: artifact.key for name, artifact in self.artifacts.items()}
         artifacts["data"] = [None if data is None else data.fingerprint for data in (e.data, e.new_data)]

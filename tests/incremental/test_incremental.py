@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Interrupt, Interrupted
+from conftest import TINY, Interrupt, Interrupted, command
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from dfkd.errors import ConfigError, ModelError
 from dfkd.incremental import ClassIncrementalLearning, IncrementalRecipe, PairedDataModule, incremental_losses
 from dfkd.models.classifier import extend_classifier
+from dfkd.tasks.class_incremental import ClassIncremental
 from dfkd.training.fit import TrainerOptions, fit
 
 RECIPE = IncrementalRecipe(new_classes=3, updates=12, batch_size=8, learning_rate=0.05)
@@ -105,3 +107,17 @@ def test_an_interrupted_learning_ends_with_the_same_numbers(teacher, network, se
 def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
     with pytest.raises(ConfigError, match=rf"incremental\.{option} must be .*got {value!r}"):
         IncrementalRecipe(**{option: value})
+
+
+def test_controls_are_the_same_whatever_the_heads_of_the_learning_network(tmp_path):
+    options = [
+        *TINY, "task=class_incremental", "data@new_data=digits", "data.only=[0,1,2,3,4]", "new_data.only=[5,6,7,8,9]",
+        "input.num_classes=5", "incremental.new_classes=5", "incremental.updates=3",
+    ]  # fmt: skip
+    made = []
+    for heads in ("false", "true"):
+        command([*options, f"incremental.separate_heads={heads}", f"run_dir=heads_{heads}"], tmp_path)
+        made.append(json.loads((tmp_path / f"heads_{heads}" / "result.json").read_text())["artifacts"])
+    one, apart = made
+    assert {name for name in one if one[name] != apart[name]} == {"learn", "evaluate"}
+    assert len({one[name] for name in ClassIncremental.controls}) == len(ClassIncremental.controls)
