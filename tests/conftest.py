@@ -19,6 +19,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 torch.set_num_threads(1)  # the networks here are too small for more
 os.environ.pop("DFKD_STORE", None)  # a store of the user's own is not for tests
+os.environ["DFKD_CACHE"] = os.devnull + "/none"  # nor is a cache: this one cannot be written
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,17 @@ run's result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
+
+from dfkd.errors import DataError
 
 
 class Purpose(StrEnum):
@@ -41,20 +47,89 @@ ALLOWED = {
 class RealImages:
     """A real data set behind the door.
 
+    >>> RealImages("mine", lambda split: MyImages(train=split == "train"))
+
     Attributes:
         name: for messages.
-        fingerprint: of the images' identity: artifacts made from other images get another key.
         opener: gives a split as a data set of (normalised image (C, H, W), label).
+        content: tells the images from all others, of which nothing is kept: a text, or a function that gives one for
+            a split. None: every image is read and digested.
+        class_names: of the labels, in their order; None where they are not known.
         opened: the purposes it was opened for, in order.
     """
 
     name: str
-    fingerprint: str
     opener: Callable[[Split], Dataset]
+    content: str | Callable[[Split], str] | None = None
+    class_names: Sequence[str] | None = None
     opened: list[str] = field(default_factory=list)
+    _identities: dict[Split, str] = field(default_factory=dict, repr=False)
 
     def open(self, purpose: Purpose) -> Dataset:
         """The split that `purpose` allows: test images to evaluate, training images for all others."""
         purpose = Purpose(purpose)
         self.opened.append(purpose.value)
         return self.opener(ALLOWED[purpose])
+
+    def identity(self, purpose: Purpose) -> str:
+        """What tells the images that `purpose` opens, and the order of their classes, from all others.
+
+        The images of a folder are read in full the first time (`dfkd.real_data.scan`); nothing but the digest leaves.
+
+        Raises:
+            DataError: some cannot be used.
+        """
+        return self._identity(ALLOWED[Purpose(purpose)])
+
+    def check(self, *purposes: Purpose) -> None:
+        """Find out before the work whether all images that the purposes will open can be used.
+
+        Raises:
+            DataError: they cannot be had, or some cannot be used; it names them.
+        """
+        for split in dict.fromkeys(ALLOWED[Purpose(purpose)] for purpose in purposes):
+            self._identity(split)
+            _require_images(self.opener(split), f"{self.name}, {split}")
+
+    def _identity(self, split: Split) -> str:
+        if split not in self._identities:
+            content = self.content(split) if callable(self.content) else self.content
+            if content is None:
+                content = _digest(self.opener(split))
+            text = repr((content, split.value, None if self.class_names is None else list(self.class_names)))
+            self._identities[split] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        return self._identities[split]
+
+    @property
+    def fingerprint(self) -> str:
+        """The identities of both splits."""
+        return " ".join(self._identity(split) for split in Split)
+
+
+def _digest(dataset: Any) -> str:
+    digest = hashlib.sha256()
+    for image, label in (dataset[index] for index in range(len(dataset))):
+        digest.update(f"{image.dtype} {tuple(image.shape)} {int(label)}".encode())
+        digest.update(image.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _require_images(dataset: Any, name: str) -> None:
+    """Raise `DataError` unless the first item is one of (image, label)."""
+    if not len(dataset):
+        raise DataError(f"data: {name}: there is no image.")
+    item = dataset[0]
+    pair = isinstance(item, tuple | list) and len(item) == 2
+    if not pair or not isinstance(item[0], Tensor) or item[0].dim() != 3 or not item[0].is_floating_point():
+        raise DataError(
+            f"data: {name} must hold pairs of a normalised image, a float tensor (channels, height, width), and its "
+            f"label, but the first item is {_described(item)}."
+        )
+    if not torch.as_tensor(item[1]).numel() == 1 or torch.as_tensor(item[1]).is_floating_point():
+        raise DataError(f"data: {name}: the label of an image must be the number of its class, got {item[1]!r}.")
+
+
+def _described(item: Any) -> str:
+    if isinstance(item, tuple | list):
+        return f"({', '.join(map(_described, item))})"
+    return f"a {item.dtype} tensor {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dfkd.errors import DataError
 from dfkd.models import InputSpec
-from dfkd.real_data import Purpose, cifar, digits, image_folder, no_data
+from dfkd.real_data import Purpose, RealImages, cifar, digits, image_folder, no_data
 from dfkd.real_data.datamodule import RealDataModule, random_subset
 
 
@@ -55,12 +55,86 @@ def test_colour_and_grey_images_become_what_the_network_takes(tmp_path, mode):
         assert image.shape == (channels, 10, 12)
 
 
-def test_the_fingerprint_follows_the_images_and_not_the_place(tmp_path):
-    first = image_folder(spec(), str(make_folder(tmp_path / "a")))
-    moved = image_folder(spec(), str(make_folder(tmp_path / "b")))
-    assert first.fingerprint == moved.fingerprint
-    (tmp_path / "b" / "train" / "class0" / "new.png").write_bytes(b"x" * 100)
-    assert image_folder(spec(), str(tmp_path / "b")).fingerprint != first.fingerprint
+def test_a_folder_whose_classes_have_other_names_in_its_test_folder_is_refused(tmp_path):
+    make_folder(tmp_path)
+    (tmp_path / "test" / "class1").rename(tmp_path / "test" / "dog")
+    with pytest.raises(DataError, match=r"differ: class1 only in .*/train; dog only in .*/test"):
+        image_folder(spec(), str(tmp_path))
+
+
+def test_classes_named_by_numbers_are_said_to_be_in_the_order_of_text(tmp_path, caplog):
+    for split in ("train", "test"):
+        for label in range(11):
+            (tmp_path / split / str(label)).mkdir(parents=True)
+            Image.fromarray(np.full((4, 4), label, np.uint8)).save(tmp_path / split / str(label) / "image.png")
+    source = image_folder(spec(1, 11), str(tmp_path))
+    assert source.class_names[:4] == ["0", "1", "10", "2"]
+    assert "data.only=[0,1,3,4,5,6,7,8,9,10,2]" in caplog.text
+    ordered = image_folder(spec(1, 11), str(tmp_path), only=[0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 2])
+    assert ordered.class_names == [str(label) for label in range(11)]
+    images = ordered.open(Purpose.EVALUATION)
+    assert all((image * 0.25 + 0.5).mean() * 255 == pytest.approx(label, abs=1e-3) for image, label in images)
+
+
+def test_links_hidden_folders_and_files_that_are_no_images(tmp_path, caplog):
+    make_folder(tmp_path / "real")
+    (tmp_path / "linked").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "linked" / split).symlink_to(tmp_path / "real" / split)
+        (tmp_path / "real" / split / ".ipynb_checkpoints").mkdir()
+        (tmp_path / "real" / split / "class0" / "notes.txt").write_text("mine")
+    source = image_folder(spec(), str(tmp_path / "linked"))
+    assert len(source.open(Purpose.EVALUATION)) == 6
+    assert "1 files of" in caplog.text and "notes.txt" in caplog.text
+
+
+def test_sources_know_the_names_of_their_classes(tmp_path):
+    assert image_folder(spec(), str(make_folder(tmp_path))).class_names == ["class0", "class1"]
+    assert digits(spec(1, 2, (8, 8)), only=[7, 2]).class_names == ["7", "2"]
+    assert cifar(spec(3, 10, (32, 32))).class_names is None
+
+
+def own_images(values, labels):
+    return [(torch.full((1, 2, 2), value), label) for value, label in zip(values, labels, strict=True)]
+
+
+def test_images_of_ones_own_are_known_by_what_they_hold_or_by_a_text():
+    def identity(values, labels, **arguments):
+        source = RealImages("mine", lambda split: own_images(values, labels), **arguments)
+        return source.identity(Purpose.EVALUATION)
+
+    assert identity([0.5, 1.0], [0, 1]) == identity([0.5, 1.0], [0, 1])
+    assert identity([0.5, 1.0], [0, 1]) != identity([0.5, 0.9], [0, 1])
+    assert identity([0.5, 1.0], [0, 1]) != identity([0.5, 1.0], [1, 0])
+    names = {"class_names": ["cat", "dog"]}, {"class_names": ["dog", "cat"]}
+    assert identity([0.5, 1.0], [0, 1], **names[0]) != identity([0.5, 1.0], [0, 1], **names[1])
+    assert identity([0.5], [0], content="version 3") == identity([1.0], [0], content="version 3")
+    assert identity([0.5], [0], content="version 3") != identity([0.5], [0], content="version 4")
+
+
+def test_the_splits_have_identities_of_their_own(spec):
+    source = digits(spec)
+    assert source.identity(Purpose.TEACHER_TRAINING) == source.identity(Purpose.REAL_DATA_CONTROL)
+    assert source.identity(Purpose.TEACHER_TRAINING) != source.identity(Purpose.EVALUATION)
+    assert digits(spec).identity(Purpose.EVALUATION) == source.identity(Purpose.EVALUATION)
+    order = list(range(9, -1, -1))
+    assert digits(spec, only=order).identity(Purpose.EVALUATION) != source.identity(Purpose.EVALUATION)
+    assert source.opened == []
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([], "there is no image"),
+        ([torch.zeros(1, 2, 2)], r"first item is a torch.float32 tensor \(1, 2, 2\)"),
+        ([(torch.zeros(1, 2, 2, dtype=torch.uint8), 0)], r"first item is \(a torch.uint8 tensor \(1, 2, 2\), int\)"),
+        ([(torch.zeros(2, 2), 0)], "first item is"),
+        ([(torch.zeros(1, 2, 2), 0.5)], "label of an image must be the number of its class, got 0.5"),
+    ],
+)
+def test_images_of_ones_own_that_are_none_are_found_by_the_check(items, message):
+    with pytest.raises(DataError, match=message):
+        RealImages("mine", lambda split: items, content="mine").check(Purpose.EVALUATION)
 
 
 def test_missing_empty_and_single_class_folders_are_refused(tmp_path):
