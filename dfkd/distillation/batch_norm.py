@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import cast
 
 import torch
@@ -16,17 +16,20 @@ from dfkd.models.batch_norm import (
     batch_norm_layers,
     channel_statistics,
     is_standard,
+    momentum,
     running_statistics,
     teacher_channels,
 )
-from dfkd.models.freezing import frozen
+from dfkd.models.freezing import LEARNING_MOMENTUM, frozen, replaced_forward
 
 REMEDY = "Set it to live or frozen, and distillation.feature_weight to 0,"
 MOST_RATIO = 64.0  # of variances, of a channel that dreams hardly move or move too much
 
 
 @contextmanager
-def aligned_batch_norm(teacher: nn.Module, student: nn.Module) -> Iterator[None]:
+def aligned_batch_norm(
+    teacher: nn.Module, student: nn.Module, follow: float | None = LEARNING_MOMENTUM
+) -> Iterator[None]:
     """Within the context, the student's batch norm gives its images the mean and variance that the teacher's does.
 
     Dreams have other statistics than real images, in the teacher as in the student; only what is different between the
@@ -42,6 +45,11 @@ def aligned_batch_norm(teacher: nn.Module, student: nn.Module) -> Iterator[None]
 
     A forward of the teacher, in eval mode, comes first, then one of the student on the same images. Layers with a
     `forward` of their own keep it. Nothing stays on the models.
+
+    Args:
+        teacher: in eval mode.
+        student: in training mode.
+        follow: momentum of its running statistics, in place of its layers' own; None: a cumulative mean.
 
     Raises:
         ConfigError: the networks' batch-norm layers have different names or channels (`paired_layers`).
@@ -68,8 +76,10 @@ def aligned_batch_norm(teacher: nn.Module, student: nn.Module) -> Iterator[None]
 
         def forward(x: Tensor) -> Tensor:
             shift, ratio = shifts[name].pop(0)
-            weight = ratio.sqrt() if layer.weight is None else layer.weight * ratio.sqrt()
-            bias = shift if layer.weight is None else layer.weight * shift + layer.bias
+            own_weight = 1.0 if layer.weight is None else layer.weight
+            weight, bias = own_weight * ratio.sqrt(), own_weight * shift
+            if layer.bias is not None:
+                bias = bias + layer.bias
             mean, variance = torch.zeros_like(shift), torch.ones_like(shift)
             output = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=layer.eps)
             with torch.no_grad():
@@ -77,23 +87,19 @@ def aligned_batch_norm(teacher: nn.Module, student: nn.Module) -> Iterator[None]
                 own = (variance * (count - 1) / count + layer.eps) / ratio  # biased, as the teacher's in the ratio
                 running_mean, running_var = running_statistics(layer)
                 done = cast(Tensor, layer.num_batches_tracked).add_(1)
-                share = 1 / done.item() if layer.momentum is None else layer.momentum
+                share = 1 / done.item() if follow is None else follow
                 running_mean.lerp_(mean - shift * own.sqrt(), share)
                 running_var.lerp_((own - layer.eps).clamp_min(0), share)
             return output
 
         return forward
 
-    handles = [pairs[name][0].register_forward_pre_hook(record(name)) for name in standard]
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(momentum(student, follow))  # of layers with a forward of their own
         for name, layer in standard.items():
-            layer.forward = normalise(name)  # type: ignore[method-assign]
+            stack.callback(pairs[name][0].register_forward_pre_hook(record(name)).remove)
+            stack.enter_context(replaced_forward(layer, normalise(name)))
         yield
-    finally:
-        for layer in standard.values():
-            vars(layer).pop("forward", None)
-        for handle in handles:
-            handle.remove()
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], teacher: nn.Module | None = None) -> None:
@@ -107,23 +113,17 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], teacher: 
         teacher: the statistics are aligned with its own (`aligned_batch_norm`). None: they are those of the images.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    momenta = [layer.momentum for layer in layers]
     aligned: AbstractContextManager[None] = nullcontext()
     if teacher is not None:
-        aligned = aligned_batch_norm(teacher, model)
-    try:
-        with torch.no_grad(), frozen(model, teacher), aligned:
-            for layer in layers:
-                layer.reset_running_stats()
-                layer.momentum = None  # a cumulative mean
-                layer.training = True
-            for images in batches:
-                if teacher is not None:
-                    teacher(images)
-                model(images)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+        aligned = aligned_batch_norm(teacher, model, follow=None)
+    with torch.no_grad(), frozen(model, teacher), momentum(model, None), aligned:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.training = True
+        for images in batches:
+            if teacher is not None:
+                teacher(images)
+            model(images)
 
 
 def paired_layers(

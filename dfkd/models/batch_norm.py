@@ -39,6 +39,20 @@ def batch_norm_layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+@contextmanager
+def momentum(model: nn.Module, value: float | None) -> Iterator[None]:
+    """Within the context running statistics follow with the momentum `value`, None for a cumulative mean."""
+    layers: list[Any] = [layer for layer in batch_norm_layers(model).values() if hasattr(layer, "momentum")]
+    before = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = value
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.momentum = own
+
+
 def teacher_channels(layer: nn.Module) -> Tensor:
     """The channels (C,) of the teacher's layer of the same name that a student's batch-norm layer still has."""
     kept = getattr(layer, "teacher_channels", None)
@@ -119,10 +133,10 @@ def _forward_with_statistics(layer: nn.Module, record: list[tuple[Tensor, Tensor
         # Scale and shift are computed at each call, so that the layer may change its device in between.
         running_mean, running_var = running_statistics(standard)
         scale = torch.rsqrt(running_var + standard.eps)
-        if standard.affine:
+        if standard.weight is not None:  # `affine` does not tell: there may be a scale without a shift
             scale = scale * standard.weight
         shift = -running_mean * scale
-        if standard.affine:
+        if standard.bias is not None:
             shift = shift + standard.bias
         output, mean, variance = _BatchNormWithStatistics.apply(x, scale, shift)
         record.append((mean, variance))

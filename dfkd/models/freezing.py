@@ -2,41 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+
+from dfkd.models.batch_norm import momentum
+
+LEARNING_MOMENTUM = 0.1  # PyTorch's default: statistics follow within a few dozen updates
 
 
 @contextmanager
 def frozen(*models: nn.Module | None) -> Iterator[None]:
     """Within the context the models are in eval mode and no parameter asks for a gradient; then all is as before."""
     modules = [module for model in models if model is not None for module in model.modules()]
-    parameters = [parameter for model in models if model is not None for parameter in model.parameters()]
     modes = [module.training for module in modules]
-    asked = [parameter.requires_grad for parameter in parameters]
+    with requiring_grad(False, *models):
+        try:
+            for module in modules:
+                module.training = False
+            yield
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+
+
+@contextmanager
+def learning(model: nn.Module) -> Iterator[None]:
+    """Within the context every parameter asks for a gradient, and batch norm follows with a momentum of our own.
+
+    What a user set for another training, a frozen backbone or a momentum of 0.0003 that suits a million updates, would
+    otherwise keep a pruned network from recovering without a word. Then all is as before.
+    """
+    with requiring_grad(True, model), momentum(model, LEARNING_MOMENTUM):
+        yield
+
+
+@contextmanager
+def requiring_grad(asked: bool, *models: nn.Module | None) -> Iterator[None]:
+    """Within the context all floating-point parameters ask for a gradient, or none does; then all is as before."""
+    parameters = [p for model in models if model is not None for p in model.parameters() if p.is_floating_point()]
+    before = [parameter.requires_grad for parameter in parameters]
     try:
-        for module in modules:
-            module.training = False
         for parameter in parameters:
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(asked)
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for parameter, asks in zip(parameters, asked, strict=True):
+        for parameter, asks in zip(parameters, before, strict=True):
             parameter.requires_grad_(asks)
 
 
 @contextmanager
 def channels_last(model: nn.Module) -> Iterator[None]:
-    """Within the context the weights of 2-d convolutions lie in memory as channels-last, so that activations do too."""
+    """Within the context the weights of 2-d convolutions lie in memory as channels-last, so that activations do too.
+
+    A network that flattens activations by `view` cannot take them so. The first forward tells; the weights then go
+    back to how they were, and the forward is made once more.
+    """
     weights = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous()]
-    try:
+    forward, tried = model.forward, False
+
+    def lay_out(memory_format: torch.memory_format) -> None:
         for weight in weights:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            weight.data = weight.data.contiguous(memory_format=memory_format)
+
+    def first_tried(*inputs: Any, **named: Any) -> Any:
+        nonlocal tried
+        if tried or torch.compiler.is_compiling():  # compiled code cannot try; where it fails the plain code is next
+            return forward(*inputs, **named)
+        tried = True
+        try:
+            return forward(*inputs, **named)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+            lay_out(torch.contiguous_format)
+            return forward(*inputs, **named)
+
+    with ExitStack() as stack:
+        stack.callback(lay_out, torch.contiguous_format)
+        lay_out(torch.channels_last)
+        stack.enter_context(replaced_forward(model, first_tried))
+        yield
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the context, `forward` is what calling `module` does; then its own is back."""
+    own = vars(module).get("forward")  # a user may have replaced it, too
+    module.forward = forward
+    try:
         yield
     finally:
-        for weight in weights:
-            weight.data = weight.data.contiguous()
+        del module.forward
+        if own is not None:
+            module.forward = own
