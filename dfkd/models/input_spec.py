@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfkd.errors import ConfigError, ModelError, require
-from dfkd.models.freezing import frozen
+from dfkd.errors import ConfigError, require
+from dfkd.models.check import check_network
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class InputSpec:
     """The teacher's input (C, H, W), its classes, and its normalisation (pixel - mean) / std of pixels in [0, 1].
 
     Raises:
-        ConfigError: a size is not positive, or mean and std have another length than there are channels.
+        ConfigError: a size is not positive, mean and std have another length than there are channels, or they are not
+            of pixels in [0, 1].
     """
 
     image_shape: tuple[int, int, int]
@@ -30,7 +31,11 @@ class InputSpec:
         require(self.num_classes >= 2, "input.num_classes", self.num_classes, "2 or more")
         for option, values in (("mean", self.mean), ("std", self.std)):
             require(len(values) == shape[0], f"input.{option}", list(values), f"a list of {shape[0]}, one per channel")
-        require(min(self.std) > 0, "input.std", list(self.std), "above 0 in every channel")
+        scale = "of pixels in [0, 1]; divide by 255 what is said of pixels from 0 to 255"
+        require(all(0 <= mean <= 1 for mean in self.mean), "input.mean", list(self.mean), scale)
+        require(
+            all(0 < std <= 1 for std in self.std), "input.std", list(self.std), f"above 0 in every channel, {scale}"
+        )
 
     def valid_range(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest normalised value of each channel, each (C, 1, 1)."""
@@ -47,24 +52,9 @@ def count_classes(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """The number of classes that `model` gives for images of `image_shape`.
 
     Raises:
-        ModelError: the model cannot take such images, or does not give logits (B, classes).
+        ModelError: the model cannot be used; see `dfkd.models.check.check_network`.
     """
-    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    try:
-        with torch.no_grad(), frozen(model):
-            logits = model(torch.zeros(2, *image_shape, device=device))
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot take images of input.image_shape={list(image_shape)}: {error}. "
-            "Set input.image_shape to what the network was trained on, or for small images use a small-image stem."
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(
-            f"{type(model).__name__} must give one row of logits (batch, classes) per image, got {found} for 2 images. "
-            "Wrap it in a module that returns the class logits."
-        )
-    return logits.shape[1]
+    return check_network(model, image_shape)
 
 
 def check_model(model: nn.Module, spec: InputSpec) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from dfkd.errors import ModelError
+from dfkd.models.layers import weighted_layers
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,12 @@ class LayerSparsity:
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights of convolutions and linear layers by module path. Batch norm, biases and everything else stay dense.
 
+    A weight that several layers share is there once.
+
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or a layer computes with another weight than its parameter (`weighted_layers`).
     """
-    weights: dict[str, nn.Parameter] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, _ConvNd | nn.Linear) and isinstance(module.weight, nn.Parameter):
-            weights[name] = module.weight
+    weights = {name: cast(nn.Parameter, layer.weight) for name, layer in weighted_layers(model).items()}
     if not weights:
         raise ModelError(f"{type(model).__name__} has no convolution or linear layer to prune.")
     return weights
