@@ -22,7 +22,7 @@ def torchvision_model(
         in_channels: channels of the input; other than 3 replaces the first convolution.
         small_image_stem: for images of about 32 pixels: no early downsampling (ResNet, Wide-ResNet, DenseNet,
             MobileNetV2, ShuffleNetV2), or a single linear layer as the classifier (VGG).
-        arguments: passed on to the torchvision builder.
+        arguments: passed on to the torchvision builder. GoogLeNet and Inception are built without auxiliary heads.
 
     Raises:
         ConfigError: torchvision has no such classifier.
@@ -33,6 +33,8 @@ def torchvision_model(
         raise ConfigError(
             f"model.name must be a torchvision classifier, got {name!r}. There are: {listing(names, 100)}."
         )
+    if name in ("googlenet", "inception_v3"):  # by themselves they give three outputs in training, and warn
+        arguments = {"aux_logits": False, "init_weights": True, **arguments}
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
     if small_image_stem:
         _fit_to_small_images(model, num_classes)

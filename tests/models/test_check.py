@@ -212,7 +212,7 @@ def test_old_weight_norm_is_refused_though_it_cannot_be_copied():
         check_network(model, SHAPE)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_torchscript_is_refused():
     with pytest.raises(ModelError, match="TorchScript"):
         check_network(torch.jit.trace(Net().eval(), torch.zeros(1, *SHAPE)), SHAPE)
