@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from dfkd.files import load_tensors, save_tensors
 from dfkd.models.batch_norm import batch_norm_layers, teacher_channels
@@ -20,7 +19,7 @@ PRESENT = ".present"  # follows the name of a packed tensor: the bits that say w
 
 
 def save_student(path: Path, student: nn.Module, packed: bool = False) -> None:
-    """Write a student's weights, and which channels of its teacher it kept, as safetensors.
+    """Write a student's weights, which channels of its teacher it kept, and the teacher's shapes, as safetensors.
 
     Args:
         packed: keep of a weight with zeros its other values, and one bit per value that says where they are, wherever
@@ -39,7 +38,34 @@ def save_student(path: Path, student: nn.Module, packed: bool = False) -> None:
             shapes[name] = list(tensor.shape)
             state[name] = tensor.flatten()[present.to(tensor.device)]
             state[name + PRESENT] = _to_bits(present)
-    save_tensors(path, state, notes={"teacher_channels": kept, "packed": shapes})
+    save_tensors(
+        path, state, notes={"teacher_channels": kept, "teacher_shapes": teacher_shapes(student), "packed": shapes}
+    )
+
+
+def note_teacher_shapes(student: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Note on the layers of `student` that shrank what `shapes` their tensors, by name, have in its teacher."""
+    for name, module in student.named_modules():
+        prefix = f"{name}." if name else ""
+        own = {key: list(value.shape) for key, value in _tensors(module).items()}
+        noted = {key: list(shapes[prefix + key]) for key in own if list(shapes.get(prefix + key, own[key])) != own[key]}
+        if noted:
+            module.teacher_shapes = noted
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module, but not of those within it."""
+    named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {key: value.detach() for key, value in named}
+
+
+def teacher_shapes(student: nn.Module) -> dict[str, list[int]]:
+    """The teacher's shapes of the tensors that filter pruning has made smaller, by name."""
+    return {
+        f"{name}.{key}" if name else key: list(shape)
+        for name, module in student.named_modules()
+        for key, shape in vars(module).get("teacher_shapes", {}).items()
+    }
 
 
 def _to_bits(flags: Tensor) -> Tensor:
@@ -66,46 +92,53 @@ def load_student(path: str | Path, model: nn.Module) -> nn.Module:
     """The student in a file written by a run or by `save_student`, packed or not, in eval mode.
 
     Args:
-        model: a network as its teacher was built; layers are shrunk to the file's shapes, in place.
+        model: a network as its teacher was built; layers whose filters were pruned are shrunk, in place.
 
     Raises:
         ArtifactError: the file is missing or damaged.
-        WeightsError: the file belongs to another network.
+        WeightsError: the file belongs to another network, of another architecture, width or number of classes.
     """
     state, notes = load_tensors(Path(path))
-    state = _unpacked(state, (notes or {}).get("packed", {}))
-    _shrink(model, state)
+    notes = notes or {}
+    state = _unpacked(state, notes.get("packed", {}))
+    shapes = notes.get("teacher_shapes", {})
+    # Only a layer that is as its teacher's was may shrink: all other differences are those of another network.
+    whole = {key: list(value.shape) for key, value in model.state_dict().items()}
+    _shrink(model, {key: state[key] for key, shape in shapes.items() if whole.get(key) == shape})
     load_state(model, state, str(path))
-    kept = (notes or {}).get("teacher_channels", {})
+    note_teacher_shapes(model, shapes)
+    kept = notes.get("teacher_channels", {})
     for name, layer in batch_norm_layers(model).items():
         if name in kept:
             layer.teacher_channels = torch.tensor(kept[name])
     return model.eval()
 
 
-def _resized(own: object, value: Tensor) -> TypeGuard[Tensor]:
-    return isinstance(own, Tensor) and own.dim() == value.dim() and own.shape != value.shape
-
-
 def _shrink(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give every convolution, linear and batch-norm layer the sizes that its tensors have in `state`."""
+    """Give the tensors of `state`, and what their layers say of themselves, the sizes that they have there."""
     for name, module in model.named_modules():
-        tensors = {key: state.get(f"{name}.{key}") for key in ("weight", "bias", "running_mean", "running_var")}
-        weight = tensors["weight"]
-        for key, value in tensors.items():
-            own = getattr(module, key, None)
-            if value is None or not _resized(own, value):
-                continue
-            if isinstance(own, nn.Parameter):
-                setattr(module, key, nn.Parameter(own.new_empty(value.shape), requires_grad=own.requires_grad))
-            else:
-                setattr(module, key, own.new_empty(value.shape))
-        if isinstance(module, _ConvNd) and weight is not None:
-            depthwise = module.groups > 1 and module.groups == module.in_channels
-            module.out_channels = len(weight)
-            module.groups = module.out_channels if depthwise else module.groups
-            module.in_channels = weight.shape[1] * module.groups
-        elif isinstance(module, nn.Linear) and weight is not None:
-            module.out_features, module.in_features = weight.shape
-        elif isinstance(module, _BatchNorm) and tensors["running_mean"] is not None:
-            module.num_features = len(tensors["running_mean"])
+        prefix = f"{name}." if name else ""
+        shrunk = {key: state[prefix + key] for key in _tensors(module) if prefix + key in state}
+        for key, value in shrunk.items():
+            own = getattr(module, key)
+            empty = own.new_empty(value.shape)
+            setattr(module, key, nn.Parameter(empty, own.requires_grad) if isinstance(own, nn.Parameter) else empty)
+        if shrunk:
+            _describe(module)
+
+
+def _describe(module: nn.Module) -> None:
+    """Correct what a layer says of its size."""
+    if isinstance(module, _ConvNd):
+        first, second = module.weight.shape[:2]
+        if module.groups > 1 and module.groups == module.in_channels:  # depthwise
+            module.groups = first
+        second *= module.groups
+        transposed = isinstance(module, _ConvTransposeNd)
+        module.in_channels, module.out_channels = (first, second) if transposed else (second, first)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        module.num_features = len(next(iter(_tensors(module).values())))
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)

@@ -21,7 +21,9 @@ from torch.nn.modules.conv import _ConvNd
 from dfkd.errors import ModelError, listing, require
 from dfkd.models.batch_norm import batch_norm_layers, running_statistics, teacher_channels
 from dfkd.models.cost import multiply_adds
-from dfkd.models.freezing import frozen
+from dfkd.models.freezing import frozen, requiring_grad
+from dfkd.models.layers import tied_layers
+from dfkd.models.student_file import note_teacher_shapes, teacher_shapes
 from dfkd.pruning.sparsity import prunable_weights
 from dfkd.pruning.unstructured import require_share
 from dfkd.seeding import derive_seed
@@ -113,6 +115,12 @@ def _prune(
 ) -> None:
     require_share(amount)
     prunable_weights(model)
+    tied = tied_layers(model)
+    if tied:
+        raise ModelError(
+            f"{type(model).__name__} has layers that share the weight of others ({listing(tied)}), which filter "
+            "pruning would part. Prune single weights instead, for instance pruning=magnitude."
+        )
     original = copy.deepcopy(model)
     images = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
     images = images.to(next(model.parameters()).device)
@@ -133,7 +141,7 @@ def _prune(
             )
         for name, channels in chosen.items():
             graph.group(name, channels).prune()
-    _note_teacher_channels(model, original, graph.graph.pruning_history(), images)
+    _note_teacher(model, original, graph.graph.pruning_history(), images)
 
 
 def _least_important(scores: dict[str, Tensor], least: dict[str, float]) -> dict[str, list[int]]:
@@ -155,8 +163,7 @@ class _Graph:
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         self.names = {module: name for name, module in model.named_modules()}
         self.modules = dict(model.named_modules())
-        with torch.enable_grad(), frozen(model):
-            model.requires_grad_(True)  # the trace follows gradients
+        with torch.enable_grad(), frozen(model), requiring_grad(True, model):  # the trace follows gradients
             try:
                 self.graph = tp.DependencyGraph().build_dependency(model, example_inputs=images, verbose=False)
             except Exception as error:
@@ -242,7 +249,7 @@ def _cut_like_zeroed(model: nn.Module, images: Tensor, roots: list[str]) -> bool
 
 def _taylor(student: nn.Module, teacher: nn.Module, dreams: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Mean over batches of (sum g w)^2 of every convolution's filters, by name."""
-    probe = copy.deepcopy(student).eval()
+    probe = copy.deepcopy(student).eval().requires_grad_(True)
     for layer in batch_norm_layers(probe).values():
         layer.train()  # a pruned network's running statistics are no longer its own
     weights = {name: module.weight for name, module in probe.named_modules() if isinstance(module, _ConvNd)}
@@ -261,11 +268,16 @@ def _taylor(student: nn.Module, teacher: nn.Module, dreams: Tensor, generator: t
     return scores
 
 
-def _note_teacher_channels(model: nn.Module, original: nn.Module, history: list, images: Tensor) -> None:
-    """Set `teacher_channels` of the batch-norm layers that shrank.
+def _note_teacher(model: nn.Module, original: nn.Module, history: list, images: Tensor) -> None:
+    """Set `teacher_channels` of the batch-norm layers, note the teacher's shapes, and give back `requires_grad`.
 
-    The same cuts are made in a copy of the original whose running means are the numbers of the channels.
+    For the channels, the same cuts are made in a copy of the original whose running means are the channels' numbers.
     """
+    shapes = {name: list(value.shape) for name, value in original.state_dict().items()} | teacher_shapes(original)
+    note_teacher_shapes(model, shapes)
+    asked = {name: parameter.requires_grad for name, parameter in original.named_parameters()}
+    for name, parameter in model.named_parameters():  # those that were cut are new ones
+        parameter.requires_grad_(asked[name])
     for layer in batch_norm_layers(original).values():
         running_statistics(layer)[0].copy_(teacher_channels(layer))
     _Graph(original, images).graph.load_pruning_history(history)

@@ -160,3 +160,21 @@ def test_bad_input_is_refused():
         prune_filters(plain, 0.3, (1, 8, 8), "batch_norm_scale")
     with pytest.raises(ModelError, match=r"cannot lose 100% of its multiply-adds"):
         prune_filters(Plain(), 0.999, (1, 8, 8))
+
+
+def test_what_asks_for_a_gradient_is_as_it_was():
+    teacher = shaken(Plain()).requires_grad_(False)
+    for prune in (lambda m: prune_filters(m, 0.3, (1, 8, 8)),
+                  lambda m: prune_filters_by_taylor(m, 0.3, torch.randn(8, 1, 8, 8))):  # fmt: skip
+        student = copy.deepcopy(teacher)
+        prune(student)
+        assert not any(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_filters_of_layers_that_share_a_weight_are_not_cut():
+    model = Plain()
+    model.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    model.conv3 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    model.conv3.weight = model.conv2.weight
+    with pytest.raises(ModelError, match=r"share the weight of others \(conv3\).* Prune single weights"):
+        prune_filters(model, 0.3, (1, 8, 8))
