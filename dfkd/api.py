@@ -13,12 +13,13 @@ from torch import nn
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamDataModule, Dreams
-from dfkd.errors import ConfigError
+from dfkd.errors import ConfigError, require
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec, count_classes
 from dfkd.pruning import prune_by_global_magnitude
+from dfkd.pruning.sparsity import prunable_weights
 from dfkd.training.fit import TrainerOptions
 
 
@@ -80,7 +81,9 @@ def prune(teacher: nn.Module, amount: float = 0.75) -> nn.Module:
 
     Raises:
         ConfigError: `amount` is outside [0, 1).
+        ModelError: it has no such weights, or computes them (`weight_norm`, masks).
     """
+    prunable_weights(teacher)  # before the copy, which some of the layers that are refused do not allow
     student = copy.deepcopy(teacher)
     prune_by_global_magnitude(student, amount)
     return student
@@ -111,9 +114,13 @@ def recover(
 
     Raises:
         ConfigError: an option's value cannot work.
+        ModelError: a network cannot be recovered, or recovered from; see `dfkd.models.check.check_network`.
         TrainingError: the loss was not finite.
     """
     settings = DistillationRecipe(**recipe)
+    channels, height, width = dreams.images.shape[1:]
+    own, teachers = (count_classes(network, (channels, height, width)) for network in (student, teacher))
+    require(own == teachers, "the number of the student's classes", own, f"its teacher's, {teachers}")
     data = DreamDataModule(dreams, settings.batch_size, settings.updates, seed)
     with tempfile.TemporaryDirectory() as temporary:
         history = recover_student(

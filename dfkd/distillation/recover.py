@@ -21,6 +21,7 @@ from dfkd.distillation.module import DistillationModule
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.reconstruction import reconstruct
 from dfkd.errors import ConfigError
+from dfkd.models.freezing import learning
 from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, fit
 
@@ -81,7 +82,8 @@ def recover_student(
             callbacks.append(EMAWeightAveraging(decay=recipe.weight_averaging))
         if held_out is not None:
             callbacks.append(HeldOutChecks(held_out, recipe.patience, module.pruned_from))
-        history = fit(module, data, directory, options, loggers, callbacks)
+        with learning(student):
+            history = fit(module, data, directory, options, loggers, callbacks)
         module.hold_zeros()  # an average remembers what was pruned on the way
         return history
 
