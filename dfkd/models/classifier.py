@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import ExitStack
+
 import torch
 from torch import nn
 
 from dfkd.errors import ModelError
+from dfkd.models.freezing import frozen
 
 
-def extend_classifier(model: nn.Module, old_classes: int, new_classes: int) -> None:
+def extend_classifier(
+    model: nn.Module, old_classes: int, new_classes: int, image_shape: tuple[int, int, int] | None = None
+) -> None:
     """Give `model` `new_classes` more outputs behind its `old_classes`, in place; the old outputs stay as they are.
 
     The new rows are initialised as in a new layer.
@@ -16,7 +22,7 @@ def extend_classifier(model: nn.Module, old_classes: int, new_classes: int) -> N
     Raises:
         ModelError: see `classifier_of`.
     """
-    name, old = classifier_of(model, old_classes)
+    name, old = classifier_of(model, old_classes, image_shape)
     new = nn.Linear(old.in_features, old_classes + new_classes, bias=old.bias is not None)
     with torch.no_grad():
         new.weight[:old_classes] = old.weight
@@ -26,17 +32,43 @@ def extend_classifier(model: nn.Module, old_classes: int, new_classes: int) -> N
     setattr(model.get_submodule(parent), attribute, new.to(old.weight))
 
 
-def classifier_of(model: nn.Module, classes: int) -> tuple[str, nn.Linear]:
+def classifier_of(
+    model: nn.Module, classes: int, image_shape: tuple[int, int, int] | None = None
+) -> tuple[str, nn.Linear]:
     """Name and module of the layer that gives the logits: the last linear layer with `classes` outputs.
+
+    Args:
+        image_shape: (C, H, W) of the input. The last is then the one that a forward comes to last, and not the one that
+            the network holds last.
 
     Raises:
         ModelError: there is no such layer.
     """
-    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    found = [name for name, layer in linear.items() if layer.out_features == classes]
+    found = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == classes
+    }
+    if len(found) > 1 and image_shape is not None:
+        used = forward_order(model, found, image_shape)
+        found = {name: found[name] for name in used or found}
     if not found:
         raise ModelError(
             f"{type(model).__name__} has no linear layer with {classes} outputs (input.num_classes) to give the "
             "classes' logits. Its last layer must be a torch.nn.Linear."
         )
-    return found[-1], linear[found[-1]]
+    return list(found.items())[-1]
+
+
+def forward_order(model: nn.Module, names: Iterable[str], image_shape: tuple[int, int, int]) -> list[str]:
+    """Those of the modules `names` that a forward in eval mode comes to, in that order."""
+    order: dict[str, None] = {}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), frozen(model), ExitStack() as stack:
+        for name in names:
+            note = model.get_submodule(name).register_forward_pre_hook(
+                lambda _module, _inputs, name=name: order.setdefault(name)
+            )
+            stack.callback(note.remove)
+        model(torch.zeros(2, *image_shape, device=device))
+    return list(order)
