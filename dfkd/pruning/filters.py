@@ -210,7 +210,8 @@ def _roots_that_can_go(model: nn.Module, images: Tensor) -> list[str]:
     A trace may miss how channels are tied together (padded shortcuts, fixed sizes, the output itself). So channels are
     cut out of a copy on trial, and it must then answer as another copy in which they are only set to zero.
     """
-    roots = [name for name, group in _Graph(model, images).groups().items() if len(group[0].idxs) > 1]
+    groups = _Graph(model, images).groups()
+    roots = [name for name, group in groups.items() if len(group[0].idxs) > 1 and not _is_grouped(group)]
     sound = (
         roots
         if _cut_like_zeroed(model, images, roots)
@@ -220,10 +221,16 @@ def _roots_that_can_go(model: nn.Module, images: Tensor) -> list[str]:
         raise ModelError(
             f"{type(model).__name__} has no convolution whose filters can go. Prune single weights instead."
         )
-    whole = [root for root in roots if root not in sound]
+    whole = [root for root in groups if root not in sound]
     if whole:
         log.info("Filter pruning leaves whole, with all that is tied to them: %s", listing(whole))
     return sound
+
+
+def _is_grouped(group: tp.Group) -> bool:
+    """Whether a convolution in groups, other than a depthwise one, is among the layers: its groups must stay equal."""
+    convolutions = [item.dep.target.module for item in group if isinstance(item.dep.target.module, _ConvNd)]
+    return any(each.groups > 1 and not each.groups == each.in_channels == each.out_channels for each in convolutions)
 
 
 @torch.no_grad()
