@@ -63,10 +63,11 @@ def invert(
         raise ConfigError(
             "clip must be False without mean and std, got True: valid pixels are not known. Or give clip_limit."
         )
+    classes = count_classes(teacher, image_shape)
     channels = image_shape[0]
     spec = InputSpec(
         image_shape,
-        count_classes(teacher, image_shape),
+        classes,
         tuple(mean) if mean is not None else (0.0,) * channels,
         tuple(std) if std is not None else (1.0,) * channels,
     )

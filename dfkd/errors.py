@@ -43,6 +43,16 @@ def require(condition: bool, option: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{option} must be {allowed}, got {value!r}.")
 
 
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether `value` is an integer, and `least` or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is an integer or a floating-point number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def listing(names: Iterable[str], limit: int = 5) -> str:
     """The first `limit` names, and how many more there are: lists in error messages stay readable."""
     names = list(names)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import ModelError
+from dfkd.models.layers import require_module
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def require_batch_norm(model: nn.Module, role: str = "teacher") -> dict[str, nn.
     Raises:
         ModelError: there is none, so nothing tells what the training data looked like.
     """
+    require_module(model)
     layers = batch_norm_layers(model)
     if not layers:
         raise ModelError(

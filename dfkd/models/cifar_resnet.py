@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.errors import require
+from dfkd.errors import is_whole, require
 
 
 class BasicBlock(nn.Module):
@@ -50,8 +50,10 @@ class CifarResNet(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
-        require(depth >= 8 and (depth - 2) % 6 == 0, "depth", depth, "6n + 2 (8, 14, 20, 32, 44, 56, 110, ...)")
-        require(min(num_classes, in_channels, width) >= 1, "width", width, "positive, as num_classes and in_channels")
+        expected = "6n + 2 (8, 14, 20, 32, 44, 56, 110, ...)"
+        require(is_whole(depth, 8) and (depth - 2) % 6 == 0, "depth", depth, expected)
+        for option, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
+            require(is_whole(value), option, value, "a whole number, 1 or more")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

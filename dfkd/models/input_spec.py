@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfkd.errors import ConfigError, require
+from dfkd.errors import ConfigError, is_number, is_whole, require
 from dfkd.models.check import check_network
 
 
@@ -26,11 +26,12 @@ class InputSpec:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        shape = tuple(self.image_shape)
-        require(len(shape) == 3 and min(shape) >= 1, "input.image_shape", list(shape), "[channels, height, width]")
-        require(self.num_classes >= 2, "input.num_classes", self.num_classes, "2 or more")
+        require_image_shape(self.image_shape)
+        require(is_whole(self.num_classes, 2), "input.num_classes", self.num_classes, "a whole number, 2 or more")
+        channels = self.image_shape[0]
         for option, values in (("mean", self.mean), ("std", self.std)):
-            require(len(values) == shape[0], f"input.{option}", list(values), f"a list of {shape[0]}, one per channel")
+            fits = isinstance(values, tuple | list) and len(values) == channels and all(map(is_number, values))
+            require(fits, f"input.{option}", values, f"a list of {channels} numbers, one per channel")
         scale = "of pixels in [0, 1]; divide by 255 what is said of pixels from 0 to 255"
         require(all(0 <= mean <= 1 for mean in self.mean), "input.mean", list(self.mean), scale)
         require(
@@ -48,12 +49,20 @@ class InputSpec:
         return (images.float() * std + mean).clamp(0, 1)
 
 
+def require_image_shape(shape: object) -> None:
+    """Raise `ConfigError` unless `shape` is one of images."""
+    fits = isinstance(shape, tuple | list) and len(shape) == 3 and all(map(is_whole, shape))
+    require(fits, "input.image_shape", shape, "[channels, height, width]")
+
+
 def count_classes(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """The number of classes that `model` gives for images of `image_shape`.
 
     Raises:
+        ConfigError: `image_shape` is none.
         ModelError: the model cannot be used; see `dfkd.models.check.check_network`.
     """
+    require_image_shape(image_shape)
     return check_network(model, image_shape)
 
 

@@ -15,6 +15,14 @@ from dfkd.errors import ModelError
 WeightedLayer = _ConvNd | nn.Linear
 
 
+def require_module(model: object) -> None:
+    """Raise `ModelError` where `model` is no network."""
+    if isinstance(model, type):
+        raise ModelError(f"A network is needed, got the class {model.__name__}: make one, `{model.__name__}(...)`.")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"A torch.nn.Module is needed, got {type(model).__name__}.")
+
+
 def weighted_layers(model: nn.Module) -> dict[str, WeightedLayer]:
     """Convolutions and linear layers by module path; of layers that share one weight, the first alone.
 
@@ -22,6 +30,7 @@ def weighted_layers(model: nn.Module) -> dict[str, WeightedLayer]:
         ModelError: a layer computes its weight, by a parametrisation, a hook or a mask of `torch.nn.utils.prune`. Zeros
             of what it is computed from are not zeros of the weight.
     """
+    require_module(model)
     layers: dict[int, tuple[str, WeightedLayer]] = {}
     for name, module in model.named_modules():
         if isinstance(module, WeightedLayer):

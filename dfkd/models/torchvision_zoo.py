@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from torchvision.models import VGG, DenseNet, MobileNetV2, ResNet, ShuffleNetV2
 
-from dfkd.errors import ConfigError, ModelError, listing
+from dfkd.errors import ConfigError, ModelError, is_whole, listing, require
 
 
 def torchvision_model(
@@ -25,7 +25,7 @@ def torchvision_model(
         arguments: passed on to the torchvision builder. GoogLeNet and Inception are built without auxiliary heads.
 
     Raises:
-        ConfigError: torchvision has no such classifier.
+        ConfigError: torchvision has no such classifier, a size is not positive, or an argument is not its builder's.
         ModelError: `small_image_stem` is not defined for this family.
     """
     names = torchvision.models.list_models(module=torchvision.models)
@@ -33,9 +33,18 @@ def torchvision_model(
         raise ConfigError(
             f"model.name must be a torchvision classifier, got {name!r}. There are: {listing(names, 100)}."
         )
+    for option, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        require(is_whole(value), f"model.{option}", value, "a whole number, 1 or more")
     if name in ("googlenet", "inception_v3"):  # by themselves they give three outputs in training, and warn
         arguments = {"aux_logits": False, "init_weights": True, **arguments}
-    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    if "weights" in arguments:
+        raise ConfigError("model.weights is no option: give teacher.weights=torchvision:NAME.")
+    try:
+        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"torchvision cannot build {name} with {arguments}: {error}. Correct or leave them out."
+        ) from error
     if small_image_stem:
         _fit_to_small_images(model, num_classes)
     if in_channels != 3:

@@ -8,6 +8,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from dfkd.errors import ModelError, listing
 from dfkd.models.batch_norm import batch_norm_layers, running_statistics
+from dfkd.models.layers import require_module
 
 WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module",
             "FullyShardedDataParallel": "module", "AveragedModel": "module"}  # fmt: skip
@@ -15,6 +16,7 @@ WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "Distribut
 
 def require_plain_module(model: nn.Module) -> None:
     """Raise `ModelError` where `model` is a wrapper of a network, or a compiled form of one."""
+    require_module(model)
     name = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.errors import require
+from dfkd.errors import is_whole, require
 
 
 class PreActivationBlock(nn.Module):
@@ -44,8 +44,10 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, widen_factor: int = 1, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        require(depth >= 10 and (depth - 4) % 6 == 0, "depth", depth, "6n + 4 (10, 16, 22, 28, 40, ...)")
-        require(widen_factor >= 1, "widen_factor", widen_factor, "1 or more")
+        require(is_whole(depth, 10) and (depth - 4) % 6 == 0, "depth", depth, "6n + 4 (10, 16, 22, 28, 40, ...)")
+        sizes = {"widen_factor": widen_factor, "num_classes": num_classes, "in_channels": in_channels}
+        for option, value in sizes.items():
+            require(is_whole(value), option, value, "a whole number, 1 or more")
         blocks = (depth - 4) // 6
         channels = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv1 = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)

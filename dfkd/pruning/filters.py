@@ -22,6 +22,7 @@ from dfkd.errors import ModelError, listing, require
 from dfkd.models.batch_norm import batch_norm_layers, running_statistics, teacher_channels
 from dfkd.models.cost import multiply_adds
 from dfkd.models.freezing import frozen, requiring_grad
+from dfkd.models.input_spec import count_classes
 from dfkd.models.layers import tied_layers
 from dfkd.models.student_file import note_teacher_shapes, teacher_shapes
 from dfkd.pruning.sparsity import prunable_weights
@@ -114,6 +115,7 @@ def _prune(
     measure: Callable[[_Graph], Importance],
 ) -> None:
     require_share(amount)
+    count_classes(model, image_shape)
     prunable_weights(model)
     tied = tied_layers(model)
     if tied:

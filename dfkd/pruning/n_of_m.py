@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from dfkd.errors import ModelError, require
+from dfkd.errors import ModelError, is_whole, require
 from dfkd.pruning.sparsity import prunable_weights
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def prune_n_of_m(model: nn.Module, n: int = 2, m: int = 4) -> None:
         ConfigError: not 0 < n < m.
         ModelError: no layer has a multiple of `m` input channels.
     """
-    require(isinstance(n, int) and isinstance(m, int) and 0 < n < m, "pruning.n", f"{n}:{m}", "from 1 to pruning.m - 1")
+    require(is_whole(n) and is_whole(m) and n < m, "pruning.n", f"{n}:{m}", "from 1 to pruning.m - 1")
     weights = prunable_weights(model)
     dense = [name for name, weight in weights.items() if weight.shape[1] % m]
     if len(dense) == len(weights):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import L1Unstructured
 
-from dfkd.errors import require
+from dfkd.errors import is_number, require
 from dfkd.pruning.sparsity import prunable_weights
 from dfkd.seeding import derive_seed
 
@@ -75,5 +75,4 @@ def _remove(weight: nn.Parameter, gone: Tensor) -> None:
 
 
 def require_share(amount: object) -> None:
-    is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
-    require(is_number and 0 <= amount < 1, "pruning.amount", amount, "a number in [0, 1)")  # type: ignore[operator]
+    require(is_number(amount) and 0 <= amount < 1, "pruning.amount", amount, "a number in [0, 1)")  # type: ignore[operator]

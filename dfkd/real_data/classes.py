@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from dfkd.errors import DataError
+from dfkd.errors import DataError, is_whole
 from dfkd.models.input_spec import InputSpec
 
 
 def check_classes(classes: int, spec: InputSpec, name: str, only: Sequence[int]) -> None:
     """Raise `DataError` unless the classes that are kept, `only` or all, are as many as the network's."""
+    if not isinstance(only, Sequence) or isinstance(only, str) or not all(is_whole(label, 0) for label in only):
+        raise DataError(f"data.only must be a list of classes' numbers, got {only!r}.")
     if any(label not in range(classes) for label in only) or len(set(only)) != len(only):
         raise DataError(f"data.only must be different classes of {name}, each in [0, {classes}), got {list(only)}.")
     classes = len(only) or classes

@@ -49,6 +49,9 @@ def image_folder(
             f"data: image files have 1, 3 or 4 channels, but input.image_shape says {channels}. "
             "Name a function of your own that reads them by data._target_ (see dfkd/real_data/folder.py)."
         )
+    for option, value in (("root", root), ("train", train), ("test", test)):
+        if not isinstance(value, str | os.PathLike):
+            raise DataError(f"data.{option} must be the path of a folder, got {value!r}.")
     folders = {Split.TRAIN: Path(root) / train, Split.TEST: Path(root) / test}
     classes = {split: _class_names(folder) for split, folder in folders.items()}
     _require_equal_classes(folders, classes)

@@ -76,6 +76,8 @@ def cifar(spec: InputSpec, root: str = "data", classes: int = 10, only: Sequence
     """
     if classes not in (10, 100):
         raise DataError(f"data.classes must be 10 or 100, got {classes!r}.")
+    if not isinstance(root, str):
+        raise DataError(f"data.root must be the path of a folder, got {root!r}.")
     name = f"cifar{classes}"
     check_classes(classes, spec, name, only)
     if spec.image_shape[0] not in MODES:

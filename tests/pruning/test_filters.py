@@ -173,8 +173,7 @@ def test_what_asks_for_a_gradient_is_as_it_was():
 
 def test_filters_of_layers_that_share_a_weight_are_not_cut():
     model = Plain()
-    model.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-    model.conv3 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    model.conv3 = nn.Conv2d(8, 20, 3, padding=1, bias=False)
     model.conv3.weight = model.conv2.weight
     with pytest.raises(ModelError, match=r"share the weight of others \(conv3\).* Prune single weights"):
         prune_filters(model, 0.3, (1, 8, 8))
