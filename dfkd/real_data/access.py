@@ -7,7 +7,7 @@ run's result.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -55,6 +55,7 @@ class RealImages:
         content: tells the images from all others, of which nothing is kept: a text, or a function that gives one for
             a split. None: every image is read and digested.
         class_names: of the labels, in their order; None where they are not known.
+        digests: gives one text per image of a split, by its content. None: every image is read and digested.
         opened: the purposes it was opened for, in order.
     """
 
@@ -62,6 +63,7 @@ class RealImages:
     opener: Callable[[Split], Dataset]
     content: str | Callable[[Split], str] | None = None
     class_names: Sequence[str] | None = None
+    digests: Callable[[Split], Iterable[str]] | None = None
     opened: list[str] = field(default_factory=list)
     _identities: dict[Split, str] = field(default_factory=dict, repr=False)
 
@@ -91,11 +93,31 @@ class RealImages:
             self._identity(split)
             _require_images(self.opener(split), f"{self.name}, {split}")
 
+    def require_disjoint(self, other: RealImages) -> None:
+        """Raise `DataError` where this and `other` share images, as two sets of different classes must not.
+
+        A few that are equal by chance or by a slip of whoever collected them, one in a hundred, are none.
+        """
+        for split in Split:
+            own, others = (set(images._digests(split)) for images in (self, other))
+            shared = len(own & others)
+            if shared > min(len(own), len(others)) / 100:
+                raise DataError(
+                    f"data: {self.name} and {other.name} share {shared} images ({split}), so that some of their "
+                    "classes are the same. Choose different classes, for instance by data.only and new_data.only."
+                )
+
+    def _digests(self, split: Split) -> Iterable[str]:
+        if self.digests is not None:
+            return self.digests(split)
+        dataset: Any = self.opener(split)
+        return (_digest(dataset[index][0]) for index in range(len(dataset)))
+
     def _identity(self, split: Split) -> str:
         if split not in self._identities:
             content = self.content(split) if callable(self.content) else self.content
             if content is None:
-                content = _digest(self.opener(split))
+                content = _content(self.opener(split))
             text = repr((content, split.value, None if self.class_names is None else list(self.class_names)))
             self._identities[split] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         return self._identities[split]
@@ -106,12 +128,17 @@ class RealImages:
         return " ".join(self._identity(split) for split in Split)
 
 
-def _digest(dataset: Any) -> str:
+def _content(dataset: Any) -> str:
+    """All images and labels of a data set as one digest."""
     digest = hashlib.sha256()
     for image, label in (dataset[index] for index in range(len(dataset))):
-        digest.update(f"{image.dtype} {tuple(image.shape)} {int(label)}".encode())
-        digest.update(image.contiguous().numpy().tobytes())
+        digest.update(f"{_digest(image)} {int(label)} ".encode())
     return digest.hexdigest()
+
+
+def _digest(image: Tensor) -> str:
+    about = f"{image.dtype} {tuple(image.shape)}".encode()
+    return hashlib.sha256(about + image.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _require_images(dataset: Any, name: str) -> None:

@@ -62,10 +62,12 @@ def image_folder(
     kept = [names[place] for place in only] or names
     files = {split: {name: _images_of(folder, name) for name in kept} for split, folder in folders.items()}
 
+    def scanned(split: Split) -> dict[str, str]:
+        return scan(folders[split], [path for name in sorted(kept) for path in files[split][name]], channels)
+
     def content(split: Split) -> str:
-        paths = [path for name in sorted(kept) for path in files[split][name]]
         digest = hashlib.sha256(f"image folder, decoding {DECODING}, {channels} channels".encode())
-        for path, own in scan(folders[split], paths, channels).items():
+        for path, own in scanned(split).items():
             digest.update(os.fsencode(path) + b"\0" + own.encode())
         return digest.hexdigest()
 
@@ -73,8 +75,9 @@ def image_folder(
         labelled = [(path, label) for label, name in enumerate(kept) for path in files[split][name]]
         return FolderImages(folders[split], labelled, spec)
 
-    name = f"image_folder {printable(Path(root).name)}" + (f", classes {list(only)}" if only else "")
-    return RealImages(name, opener, content, [printable(name) for name in kept])
+    title = f"image_folder {printable(Path(root).name)}" + (f", classes {list(only)}" if only else "")
+    labels = [printable(name) for name in kept]
+    return RealImages(title, opener, content, labels, lambda split: scanned(split).values())
 
 
 class FolderImages(Dataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -249,3 +250,14 @@ def test_what_a_scan_that_failed_has_read_is_not_read_again(folder, cache):
         identity(folder)
     (folder / "test" / "c" / "2.png").write_bytes((folder / "test" / "c" / "1.png").read_bytes())
     assert read_again(folder) == ["c/2.png"]
+
+
+def test_folders_of_the_same_classes_are_told_by_their_images(folder, tmp_path):
+    two = InputSpec((1, 8, 8), 2, (0.5,), (0.25,))
+    sources = {name: image_folder(two, str(folder), only=only) for name, only in {"ab": [0, 1], "bc": [1, 2]}.items()}
+    with pytest.raises(DataError, match=r"share 3 images \(train\), so that some of their classes are the same"):
+        sources["ab"].require_disjoint(sources["bc"])
+    shutil.copytree(folder, tmp_path / "other")
+    for path in (tmp_path / "other").rglob("*.png"):
+        Image.fromarray(np.array(Image.open(path)) // 2).save(path)
+    image_folder(SPEC, str(folder)).require_disjoint(image_folder(SPEC, str(tmp_path / "other")))

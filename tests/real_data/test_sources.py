@@ -199,3 +199,10 @@ def test_some_classes_can_be_kept_and_are_numbered_anew():
     assert all([7, 2, 9][label] == images[image.numpy().tobytes()] for image, label in some)
     with pytest.raises(DataError, match=r"data\.only must be different classes of digits, each in \[0, 10\), got"):
         digits(spec(1, 2, (8, 8)), only=[3, 10])
+
+
+def test_digits_of_other_classes_are_disjoint_and_those_of_the_same_are_not():
+    old, new = (digits(spec(1, 5, (8, 8)), only=only) for only in (range(5), range(5, 10)))
+    old.require_disjoint(new)
+    with pytest.raises(DataError, match=r"share \d+ images .* new_data.only"):
+        old.require_disjoint(digits(spec(1, 2, (8, 8)), only=[4, 7]))
