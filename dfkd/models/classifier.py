@@ -28,6 +28,8 @@ def extend_classifier(
         new.weight[:old_classes] = old.weight
         if old.bias is not None:
             new.bias[:old_classes] = old.bias
+    shapes = {key: list(value.shape) for key, value in old.named_parameters()} | vars(old).get("teacher_shapes", {})
+    new.teacher_shapes = shapes  # for its file, see `dfkd.models.student_file`
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, new.to(old.weight))
 

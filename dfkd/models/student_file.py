@@ -44,7 +44,7 @@ def save_student(path: Path, student: nn.Module, packed: bool = False) -> None:
 
 
 def note_teacher_shapes(student: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Note on the layers of `student` that shrank what `shapes` their tensors, by name, have in its teacher."""
+    """Note on the layers of `student` of another size what `shapes` their tensors, by name, have in its teacher."""
     for name, module in student.named_modules():
         prefix = f"{name}." if name else ""
         own = {key: list(value.shape) for key, value in _tensors(module).items()}
@@ -60,7 +60,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def teacher_shapes(student: nn.Module) -> dict[str, list[int]]:
-    """The teacher's shapes of the tensors that filter pruning has made smaller, by name."""
+    """The teacher's shapes of the tensors that filter pruning or new classes gave another size, by name."""
     return {
         f"{name}.{key}" if name else key: list(shape)
         for name, module in student.named_modules()
@@ -92,7 +92,8 @@ def load_student(path: str | Path, model: nn.Module) -> nn.Module:
     """The student in a file written by a run or by `save_student`, packed or not, in eval mode.
 
     Args:
-        model: a network as its teacher was built; layers whose filters were pruned are shrunk, in place.
+        model: a network as its teacher was built; layers whose filters were pruned, or a classifier that learned new
+            classes, get their sizes, in place.
 
     Raises:
         ArtifactError: the file is missing or damaged.
@@ -102,9 +103,9 @@ def load_student(path: str | Path, model: nn.Module) -> nn.Module:
     notes = notes or {}
     state = _unpacked(state, notes.get("packed", {}))
     shapes = notes.get("teacher_shapes", {})
-    # Only a layer that is as its teacher's was may shrink: all other differences are those of another network.
+    # Only a layer that is as its teacher's was may get another size: all other differences are of another network.
     whole = {key: list(value.shape) for key, value in model.state_dict().items()}
-    _shrink(model, {key: state[key] for key, shape in shapes.items() if whole.get(key) == shape})
+    _resize(model, {key: state[key] for key, shape in shapes.items() if whole.get(key) == shape})
     load_state(model, state, str(path))
     note_teacher_shapes(model, shapes)
     kept = notes.get("teacher_channels", {})
@@ -114,7 +115,7 @@ def load_student(path: str | Path, model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _shrink(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _resize(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give the tensors of `state`, and what their layers say of themselves, the sizes that they have there."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""

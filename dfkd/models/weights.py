@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,10 @@ def _state_of(model: nn.Module, weights: str, model_recipe: Mapping[str, Any], o
             f"{option}={weights} could not be had ({type(error).__name__}: {error}). It needs a torchvision "
             "model group, one of its weights' names (DEFAULT, IMAGENET1K_V1, ...), and a network."
         ) from error
-    return _with_todays_keys(state) if isinstance(model, DenseNet) else state
+    return with_todays_keys(state) if isinstance(model, DenseNet) else state
 
 
-def _with_todays_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_todays_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The published DenseNets' `norm.1` as `norm1`, as torchvision itself reads them."""
     return {
         re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key): value for key, value in state.items()
@@ -146,7 +147,10 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
             f"The weights in {source} are not finite (NaN or infinite): {listing(odd)}. They are damaged, or have "
             "overflowed in half precision: get a whole copy of them."
         )
-    model.load_state_dict(state, strict=False)
+    # Without the versions of its modules, which plain files do not hold, torchvision's MNASNet refuses any weights.
+    versioned = OrderedDict(state)
+    versioned._metadata = expected._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versioned, strict=False)
     require_finite(model)
 
 

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from dfkd.errors import WeightsError
 from dfkd.models import CifarResNet, batch_norm_layers, load_weights, torchvision_model
-from dfkd.models.weights import load_teacher_weights
+from dfkd.models.student_file import load_student, save_student
+from dfkd.models.weights import load_teacher_weights, with_todays_keys
 
 
 def fresh() -> nn.Module:
@@ -292,3 +293,23 @@ def test_published_weights_that_want_another_input_are_refused():
     model = torchvision_model("googlenet", num_classes=1000)
     with pytest.raises(WeightsError, match=r"Set \+model.transform_input=true"):
         load_teacher_weights(model, "torchvision:DEFAULT", {"name": "googlenet"})
+
+
+def test_networks_that_ask_for_the_version_of_their_weights_load_plain_ones(tmp_path):
+    source, target = (torchvision_model("mnasnet0_5", num_classes=3) for _ in range(2))
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    load_weights(target, tmp_path / "weights.safetensors")
+    assert same(target, source)
+    save_student(tmp_path / "student.safetensors", source)
+    assert same(load_student(tmp_path / "student.safetensors", target), source)
+
+
+def test_the_published_densenets_keys_are_todays(tmp_path):
+    keys = [
+        "features.denseblock1.denselayer2.norm.1.weight",
+        "features.denseblock1.denselayer2.conv.2.weight",
+        "x.norm.1",
+    ]
+    assert list(with_todays_keys(dict.fromkeys(keys, torch.zeros(1)))) == [
+        "features.denseblock1.denselayer2.norm1.weight", "features.denseblock1.denselayer2.conv2.weight", "x.norm.1",
+    ]  # fmt: skip

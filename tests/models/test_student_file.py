@@ -12,6 +12,7 @@ from torch import nn
 import dfkd
 from dfkd.errors import WeightsError
 from dfkd.models import CifarResNet, WideResNet
+from dfkd.models.classifier import extend_classifier
 from dfkd.models.student_file import load_student, save_student, teacher_shapes
 from dfkd.pruning import prune_filters
 
@@ -95,6 +96,19 @@ def test_another_architecture_is_refused(other, filters, tmp_path):
     save_student(tmp_path / "student.safetensors", pruned(network, 0.3, (3, 8, 8)) if filters else network)
     with pytest.raises(WeightsError, match="do not belong to this"):
         load_student(tmp_path / "student.safetensors", other())
+
+
+def test_a_classifier_that_learned_new_classes_is_built_again_from_the_old_network(tmp_path):
+    network = Net(classes=5)
+    extend_classifier(network, 5, 3)
+    extend_classifier(network, 8, 2)
+    save_student(tmp_path / "student.safetensors", network)
+    again = load_student(tmp_path / "student.safetensors", Net(classes=5))
+    assert torch.equal(again(torch.ones(2, *SHAPE)), network.eval()(torch.ones(2, *SHAPE)))
+    assert again.fc2.out_features == 10
+    for classes in (8, 4):
+        with pytest.raises(WeightsError, match="of another shape: fc2.weight"):
+            load_student(tmp_path / "student.safetensors", Net(classes=classes))
 
 
 def test_a_student_cannot_be_built_from_its_own_shapes(tmp_path):
