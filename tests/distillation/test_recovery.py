@@ -18,7 +18,7 @@ from dfkd.distillation.losses import feature_error, matched_features
 from dfkd.distillation.module import pruning_steps
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamDataModule, Dreams
-from dfkd.errors import ConfigError, TrainingError
+from dfkd.errors import ConfigError, ModelError, TrainingError
 from dfkd.models import batch_norm_layers
 from dfkd.pruning import prune_by_global_magnitude, prune_filters, sparsity
 from dfkd.training.fit import TrainerOptions
@@ -273,9 +273,17 @@ def test_the_callers_random_state_is_left_alone(teacher, dreams):
 
 
 def test_a_loss_that_is_not_finite_is_an_error_with_a_remedy(teacher, dreams):
-    teacher.linear.bias.data.fill_(float("nan"))
+    steps = {"optimizer": "sgd", "learning_rate": 1e30, "schedule": "constant", "warmup_updates": 0, "batch_size": 16}
     with pytest.raises(TrainingError, match=r"not finite.*distillation\.learning_rate"):
-        dfkd.recover(dfkd.prune(teacher, 0.5), teacher, dreams, updates=2, batch_size=16, accelerator="cpu")
+        dfkd.recover(dfkd.prune(teacher, 0.5), teacher, dreams, updates=10, accelerator="cpu", **steps)
+
+
+def test_networks_that_hold_values_that_are_not_finite_are_named(teacher, dreams):
+    student = dfkd.prune(teacher, 0.5)
+    teacher.linear.bias.data.fill_(float("nan"))
+    for networks in ((student, teacher), (teacher, student)):
+        with pytest.raises(ModelError, match=r"not finite .*: linear\.bias"):
+            dfkd.recover(*networks, dreams, updates=2, batch_size=16, accelerator="cpu")
 
 
 @pytest.mark.parametrize(
