@@ -25,6 +25,7 @@ from dfkd.tasks import ClassIncremental, Recovery
 PACKAGE = Path(dfkd.__file__).parent
 DREAM_SIDE = [
     "inversion",
+    "procedural",
     "dreams",
     "streaming",
     "incremental",
