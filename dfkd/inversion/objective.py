@@ -82,16 +82,19 @@ class InversionObjective:
         return terms
 
     def feature_distance(self, records: Mapping[str, Statistics]) -> Tensor:
-        """R_feature of the batch's statistics.
+        """R_feature of the batch's statistics, in the recipe's form.
 
         A layer that is used several times in one forward has one set of running statistics for all its uses: those
         are compared with the mean over the uses. A layer that was not used has nothing to compare.
         """
         used = [name for name, record in records.items() if record]
-        return losses.feature_distance(
-            [_mean_statistics(records[name]) for name in used],
-            [running_statistics(self.layers[name]) for name in used],
-            [self.layer_weights[name] for name in used],
+        statistics = [_mean_statistics(records[name]) for name in used]
+        running = [running_statistics(self.layers[name]) for name in used]
+        weights = [self.layer_weights[name] for name in used]
+        if self.recipe.feature_form == "norm":
+            return losses.feature_distance(statistics, running, weights)
+        return losses.feature_divergence(
+            statistics, running, weights, [getattr(self.layers[name], "eps", 1e-5) for name in used]
         )
 
     def priors(self, images: Tensor) -> Terms:

@@ -154,11 +154,12 @@ def network() -> nn.Module:
     return lived_in(CifarResNet(8, width=4), 3, 16, 16)
 
 
+@pytest.mark.parametrize("form", ["norm", "divergence"])
 @pytest.mark.parametrize("parts", [2, 3, 10])
-def test_a_batch_in_parts_has_the_same_terms_and_gradient(network, parts):
+def test_a_batch_in_parts_has_the_same_terms_and_gradient(network, parts, form):
     student = lived_in(CifarResNet(8, width=4), 3, 16, 16).double()
     images, labels = torch.randn(10, 3, 16, 16, dtype=torch.double), torch.arange(10)
-    recipe = InversionRecipe(iterations=12, tv_l1_weight=0.1, l2_weight=1e-3, competition_weight=2.0, flip=True)
+    recipe = InversionRecipe(iterations=12, tv_l1_weight=0.1, l2_weight=1e-3, competition_weight=2.0, feature_form=form)
     with inversion_objective(network.double(), recipe, student) as objective:
         terms, gradient = ObjectiveGradient(objective)(images, labels)
         parts_terms, parts_gradient = ObjectiveGradient(objective, parts=parts)(images, labels)
