@@ -40,6 +40,8 @@ class InversionRecipe:
         feature_weight: a_f, weight of R_feature.
         feature_form: `norm` of the statistics' differences (DI), whose size depends on the network, or their
             `divergence`, which has no unit: about the same weights fit any network.
+        feature_history: batches of the same bank, the last before each, whose statistics count with its own: for
+            batches that are too small to match the teacher's alone. Above 0, batches are made one after the other.
         first_layer_weight: w_1, multiplier of the first batch-norm layer within R_feature.
         layer_weights: w_l of every batch-norm layer, in the order in which the network holds them; empty: all 1.
         tv_l2_weight: weight of TV_l2.
@@ -73,6 +75,7 @@ class InversionRecipe:
     label_weight: float = 1.0
     feature_weight: float = 10.0
     feature_form: str = "norm"
+    feature_history: int = 0
     first_layer_weight: float = 1.0
     layer_weights: list[float] = field(default_factory=list)
     tv_l2_weight: float = 2.5e-5
@@ -94,7 +97,14 @@ class InversionRecipe:
 
         for option in ("num_images", "batch_size", "iterations", "start_candidates"):
             at_least(option, 1)
-        for option in ("num_held_out", "warmup_iterations", "jitter", "label_weight", "feature_weight"):
+        for option in (
+            "num_held_out",
+            "feature_history",
+            "warmup_iterations",
+            "jitter",
+            "label_weight",
+            "feature_weight",
+        ):
             at_least(option, 0)
         for option in ("first_layer_weight", "tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
             at_least(option, 0)

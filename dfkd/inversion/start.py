@@ -46,7 +46,9 @@ def start_images(
     if recipe.start == "dreams":
         return _earlier_dreams(earlier, labels, derive_seed(seed, "earlier dreams"))
     count = recipe.start_candidates * len(labels)
-    candidates = spec.normalise(pictures(count, spec.image_shape, derive_seed(seed, "pictures"), recipe.start_families))
+    pixels = pictures(count, spec.image_shape, derive_seed(seed, "pictures"), recipe.start_families)
+    low, high = spec.valid_range()
+    candidates = torch.lerp(low, high, pixels)
     return candidates if count == len(labels) else candidates[best_candidates(teacher, candidates, labels)]
 
 

@@ -37,11 +37,6 @@ class InputSpec:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (0 - mean) / std, (1 - mean) / std
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) in [0, 1] as the network's input."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
-
     def to_pixels(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) as pixels in [0, 1]."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))

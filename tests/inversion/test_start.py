@@ -64,7 +64,7 @@ def test_a_bank_from_pictures_is_closer_to_the_statistics_from_the_start(spec, t
     teacher = CifarResNet(8, num_classes=10, in_channels=1, width=4)
     with torch.no_grad():  # a network that has seen pictures, not noise
         for seed in range(20):
-            teacher.train()(spec.normalise(pictures(64, (1, 8, 8), 100 + seed)))
+            teacher.train()(torch.lerp(*spec.valid_range(), pictures(64, (1, 8, 8), 100 + seed)))
     first = {}
     for kind in ("noise", "procedural"):
         recipe = InversionRecipe(num_images=32, num_held_out=0, iterations=2, start=kind, feature_form="divergence")
