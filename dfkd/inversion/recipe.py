@@ -61,24 +61,24 @@ class InversionRecipe:
     num_images: int = 1024
     num_held_out: int = 128
     batch_size: int = 256
-    start: str = "noise"
+    start: str = "procedural"
     start_families: list[str] = field(default_factory=lambda: ["leaves"])
-    start_candidates: int = 1
-    iterations: int = 150
+    start_candidates: int = 2
+    iterations: int = 10
     half_resolution_iterations: int = 0
-    learning_rate: float = 0.3
+    learning_rate: float = 0.1
     schedule: str = "cosine"
     warmup_iterations: int = 0
-    beta1: float = 0.8
-    beta2: float = 0.99
+    beta1: float = 0.5
+    beta2: float = 0.9
     label_loss: str = "cross_entropy"
-    label_weight: float = 1.0
-    feature_weight: float = 10.0
-    feature_form: str = "norm"
+    label_weight: float = 0.3
+    feature_weight: float = 300.0
+    feature_form: str = "divergence"
     feature_history: int = 0
     first_layer_weight: float = 1.0
     layer_weights: list[float] = field(default_factory=list)
-    tv_l2_weight: float = 2.5e-5
+    tv_l2_weight: float = 0.0
     tv_l1_weight: float = 0.0
     tv_l1_reduction: str = "mean"
     l2_weight: float = 0.0

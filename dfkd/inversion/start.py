@@ -63,7 +63,10 @@ def best_candidates(teacher: nn.Module, candidates: Tensor, labels: Tensor) -> T
     log_probabilities = torch.cat(
         [teacher(part.to(device)).float().log_softmax(1) for part in candidates.split(AT_ONCE)]
     )
-    chosen, targets = linear_sum_assignment(log_probabilities.cpu()[:, labels].numpy(), maximize=True)
+    scores = log_probabilities.cpu()[:, labels].nan_to_num(
+        nan=-1e4, neginf=-1e4
+    )  # the loss will tell of such a network
+    chosen, targets = linear_sum_assignment(scores.numpy(), maximize=True)
     return torch.from_numpy(chosen)[torch.from_numpy(targets).argsort()]
 
 
