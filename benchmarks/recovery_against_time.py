@@ -5,7 +5,8 @@
 
 A point is `SETTING:ITERATIONS`, all from noise: `default` is `deepinversion_noise` (cosine from 0.3, Adam's betas 0.8
 and 0.99), `usual_betas` the same with Adam's usual 0.9 and 0.999 and the rate that suits them, `paper` the published
-one (0.05, constant). Each seed dreams one batch of 256 images and recovers the pruned ResNet-20 on it, at every sparsity.
+one (0.05, constant). Each seed dreams one batch of 256 images and recovers the pruned ResNet-20 on it, at every
+sparsity.
 The teacher, the updates and the seeds are the same at every point. Scores are added to `points.json` in the folder;
 batches and scores found there are kept. Test images score and decide nothing: settings were chosen by `dev`, the
 accuracy on 3,000 of the images that the *teacher* was trained on.
