@@ -28,7 +28,7 @@ from typing import Any
 import lightning
 import matplotlib.pyplot as plt
 import torch
-from published import PublishedInversion
+from published import PUBLISHED, PublishedInversion
 from torch import nn
 
 from dfkd.dreams import DreamBank
@@ -41,7 +41,7 @@ from dfkd.training.fit import TrainerOptions, quiet_lightning
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 3  # of the engine at a time, so that its start and its checks weigh as little as they do in a run
-RECIPE = InversionRecipe(iterations=ITERATIONS, schedule="constant", clip=False)
+RECIPE = InversionRecipe(**PUBLISHED, iterations=ITERATIONS, learning_rate=0.05, schedule="constant", clip=False)
 ENGINE = ("eager", "compiled")
 WAYS = ("published", "eager", "compiled", "without batch norm", "convolutions")
 

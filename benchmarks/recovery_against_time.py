@@ -3,10 +3,11 @@
     python benchmarks/recovery_against_time.py --teacher resnet20.safetensors --data cifar10-jpeg --out runs/curve \
         --points default:75,default:150,paper:2000 --seeds 0
 
-A point is `SETTING:ITERATIONS`; `default` is the default recipe (cosine from 0.3, Adam's betas 0.8 and 0.99),
-`usual_betas` the same with Adam's usual 0.9 and 0.999 and the rate that suits them, `paper` the published one (0.05,
-constant). Each seed dreams one batch of 256 images and recovers the pruned ResNet-20 on it, at every sparsity. The
-teacher, the updates and the seeds are the same at every point. Scores are added to `points.json` in the folder;
+A point is `SETTING:ITERATIONS`, all from noise: `default` is `deepinversion_noise` (cosine from 0.3, Adam's betas 0.8
+and 0.99), `usual_betas` the same with Adam's usual 0.9 and 0.999 and the rate that suits them, `paper` the published
+one (0.05, constant). Each seed dreams one batch of 256 images and recovers the pruned ResNet-20 on it, at every
+sparsity.
+The teacher, the updates and the seeds are the same at every point. Scores are added to `points.json` in the folder;
 batches and scores found there are kept. Test images score and decide nothing: settings were chosen by `dev`, the
 accuracy on 3,000 of the images that the *teacher* was trained on.
 
@@ -26,6 +27,7 @@ import time
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from published import PUBLISHED
 from torch.utils.data import Subset
 
 import dfkd
@@ -44,12 +46,10 @@ from dfkd.training.fit import TrainerOptions
 
 SPEC = InputSpec((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SETTINGS = {
-    "default": {},
-    "usual_betas": {"learning_rate": 0.2, "beta1": 0.9, "beta2": 0.999},
+    "default": {"learning_rate": 0.3, "beta1": 0.8, "beta2": 0.99},
+    "usual_betas": {"learning_rate": 0.2},
     "paper": {
         "learning_rate": 0.05,
-        "beta1": 0.9,
-        "beta2": 0.999,
         "schedule": "constant",
         "l2_weight": 3e-8,
         "clip": False,
@@ -80,7 +80,7 @@ def main() -> None:
     for seed in map(int, arguments.seeds.split(",")):
         for point in arguments.points.split(","):
             setting, iterations = point.split(":")
-            changes = {"iterations": int(iterations), "flip": True, **SETTINGS[setting]}
+            changes = {"iterations": int(iterations), "flip": True, **PUBLISHED, **SETTINGS[setting]}
             recipe = InversionRecipe(num_images=256, num_held_out=0, batch_size=256, **changes)
             bank = arguments.out / f"{setting}-{iterations}-seed{seed}"
             bank.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.freezing import frozen
 from dfkd.pruning.schedule import cubic_share
 from dfkd.pruning.sparsity import FixedZeros
-from dfkd.training.augmentation import augment, mixup
+from dfkd.training.augmentation import augment, cutmix, mixup
 from dfkd.training.module import TaughtTraining
 
 PRUNINGS = 25  # steps in which a student is pruned while it learns
@@ -95,6 +95,8 @@ class DistillationModule(TaughtTraining):
         images = augment(images, recipe.crop_padding, recipe.flip)
         if recipe.mixup:
             images = mixup(images, recipe.mixup)
+        if recipe.cutmix:
+            images = cutmix(images, recipe.cutmix)
         errors: list[Tensor] = []
         with ExitStack() as together:
             if recipe.batch_norm == "aligned":

@@ -31,6 +31,7 @@ class DistillationRecipe(OptimizerRecipe):
         label_weight: weight of the cross-entropy with the teacher's most likely class.
         feature_weight: weight of the mean `feature_error` over the batch-norm layers' outputs.
         mixup: share of the images that are blended with another one, for teacher and student alike.
+        cutmix: share of the images that get a box of another one, after `mixup`, for teacher and student alike.
         weight_averaging: decay of an exponential moving average of weights and statistics, which then is the student;
             0: the last weights are.
         patience: checks on held-out dreams, of about 20 in a recovery, in a row without a lower KL(teacher || student)
@@ -51,6 +52,7 @@ class DistillationRecipe(OptimizerRecipe):
     label_weight: float = 0.0
     feature_weight: float = 30.0
     mixup: float = 0.5
+    cutmix: float = 0.0
     weight_averaging: float = 0.0
     patience: int | None = None
 
@@ -72,7 +74,8 @@ class DistillationRecipe(OptimizerRecipe):
             "null with distillation.weight_averaging: held-out dreams judge weights, not their average",
         )
         require(0 <= self.gradual < 1, "distillation.gradual", self.gradual, "in [0, 1)")
-        require(0 <= self.mixup <= 1, "distillation.mixup", self.mixup, "in [0, 1]")
+        for option in ("mixup", "cutmix"):
+            require(0 <= getattr(self, option) <= 1, f"distillation.{option}", getattr(self, option), "in [0, 1]")
         require(
             self.batch_norm in BATCH_NORM_MODES,
             "distillation.batch_norm",

@@ -1,4 +1,4 @@
-"""One planned batch from noise to dreams."""
+"""One planned batch from its start to dreams."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from dfkd.inversion.engine import OnCheck, optimise
 from dfkd.inversion.gradient import ObjectiveGradient
 from dfkd.inversion.plan import PlannedBatch
 from dfkd.inversion.recipe import InversionRecipe
+from dfkd.inversion.start import start_images
 from dfkd.models.input_spec import InputSpec
 
 
 def dream_batch(
-    gradient: ObjectiveGradient, batch: PlannedBatch, spec: InputSpec, on_check: OnCheck | None = None
+    gradient: ObjectiveGradient,
+    batch: PlannedBatch,
+    spec: InputSpec,
+    on_check: OnCheck | None = None,
+    earlier: Dreams | None = None,
 ) -> tuple[Dreams, list[dict[str, float]]]:
     """Invert the objective's teacher into the images of `batch`, on the teacher's device.
+
+    `earlier` are dreams of the same teacher, which are needed where `recipe.start` is `dreams`.
 
     Returns:
         The dreams, in CPU memory, with what the teacher sees in them; and the course of their inversion.
@@ -25,14 +32,14 @@ def dream_batch(
     Raises:
         InversionError: the loss was not finite, or the images leave the range of their storage.
     """
-    device = next(gradient.objective.teacher.parameters()).device
+    teacher, recipe = gradient.objective.teacher, gradient.objective.recipe
+    device = next(teacher.parameters()).device
     generator = torch.Generator().manual_seed(batch.seed)
-    noise = torch.randn(len(batch.labels), *spec.image_shape, generator=generator).to(device)
+    with gradient.objective.recorded():
+        start = start_images(recipe, batch.labels, spec, batch.seed, generator, teacher, earlier).to(device)
     labels = batch.labels.to(device)
     try:
-        result = optimise(
-            noise, labels, gradient, generator, _valid_range(gradient.objective.recipe, spec, device), on_check
-        )
+        result = optimise(start, labels, gradient, generator, _valid_range(recipe, spec, device), on_check)
     except InversionError as error:
         raise InversionError(f"Batch {batch.number}: {error} It was not stored.") from error
     return _judged(gradient, result.images.half(), labels), result.history

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dfkd.errors import InversionError
 from dfkd.inversion.objective import InversionObjective, Terms
+from dfkd.inversion.statistics import Statistics, pooled
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class ObjectiveGradient:
         with torch.no_grad():
             collected = [self._statistics(part) for part, _ in parts]
         statistics = {
-            name: [_pooled([part[name][use] for part in collected], shares) for use in range(len(record))]
+            name: [_pooled_leaves([part[name][use] for part in collected], shares) for use in range(len(record))]
             for name, record in collected[0].items()
         }
         terms: Terms = {}
@@ -134,7 +135,7 @@ class ObjectiveGradient:
         (gradient,) = torch.autograd.grad(share * torch.stack(summands).sum(), leaf)
         return {name: value.detach() for name, value in image_terms.items()}, gradient
 
-    def _statistics(self, images: Tensor) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    def _statistics(self, images: Tensor) -> dict[str, list[Statistics]]:
         with self.objective.recorded() as records:
             self.objective.teacher(images)
             return {name: list(record) for name, record in records.items()}
@@ -160,12 +161,10 @@ def _differentiate(objective, images: Tensor, labels: Tensor) -> tuple[Terms, Te
     return {name: value.detach() for name, value in terms.items()}, gradient
 
 
-def _pooled(parts: list[tuple[Tensor, Tensor]], shares: list[float]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of a whole from those of its parts, as leaves of a new graph."""
-    weighted = list(zip(parts, shares, strict=True))
-    mean = torch.stack([share * mean for (mean, _), share in weighted]).sum(0)
-    spread = [share * (variance + (part_mean - mean).square()) for (part_mean, variance), share in weighted]
-    return mean.requires_grad_(True), torch.stack(spread).sum(0).requires_grad_(True)
+def _pooled_leaves(parts: list[Statistics], shares: list[float]) -> Statistics:
+    """The statistics of a whole from those of its parts, as leaves of a new graph."""
+    mean, variance = pooled(parts, shares)
+    return mean.requires_grad_(True), variance.requires_grad_(True)
 
 
 def _out_of_memory(error: Exception) -> bool:

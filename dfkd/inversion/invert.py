@@ -15,7 +15,7 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from dfkd.dreams.bank import DreamBank, Dreams
-from dfkd.errors import InversionError
+from dfkd.errors import InversionError, require
 from dfkd.inversion.engine import OnCheck
 from dfkd.inversion.module import InversionModule, logged
 from dfkd.inversion.plan import plan_batches
@@ -24,6 +24,8 @@ from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec
 from dfkd.training.fit import TrainerOptions, quiet_lightning
 from dfkd.training.progress import Progress
+
+ALONE = "1 with inversion.feature_history, which makes batches one after the other"
 
 
 def fill_bank(
@@ -35,20 +37,25 @@ def fill_bank(
     options: TrainerOptions,
     student: nn.Module | None = None,
     loggers: Sequence[Logger] = (),
+    earlier: Dreams | None = None,
 ) -> tuple[Dreams, list[dict[str, Any]]]:
     """Make the batches that the bank in `directory` lacks, and load all of it.
 
-    Each batch depends on the teacher, the recipe and (seed, its index) alone: a bank that was interrupted, or shared
-    by several devices, ends as one that was not.
+    Each batch depends on the teacher, the recipe and (seed, its index) alone, and where the recipe says so on the
+    batches before it, or on `earlier` dreams of the same teacher: a bank that was interrupted, or shared by several
+    devices, ends as one that was not.
 
     Returns:
         The dreams, and the course of their inversion: rows of batch, iteration and the terms' values.
 
     Raises:
         ModelError: the teacher has no batch norm.
+        ConfigError: devices are to share batches of which each needs those before it.
         InversionError: a batch's loss was not finite, or a process died; finished batches stay in the bank.
     """
     require_batch_norm(teacher)
+    if recipe.feature_history:
+        require(options.dream_devices == 1, "trainer.dream_devices", options.dream_devices, ALONE)
     bank = DreamBank(directory)
     plan = plan_batches(recipe, spec.num_classes, seed)
     missing = bank.missing(len(plan))
@@ -63,6 +70,7 @@ def fill_bank(
             len(plan),
             student,
             options.compile,
+            earlier=earlier,
         )
         total = len(plan) * recipe.total_iterations
         with Progress("dream", total, "iterations", done=total - len(missing) * recipe.total_iterations) as progress:

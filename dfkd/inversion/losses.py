@@ -96,6 +96,31 @@ def feature_distance(
     return torch.stack(terms).sum()
 
 
+def feature_divergence(
+    statistics: Sequence[tuple[Tensor, Tensor]],
+    running: Sequence[tuple[Tensor, Tensor]],
+    weights: Sequence[float],
+    eps: Sequence[float],
+) -> Tensor:
+    """Mean over layers l, weighted by w_l, and channels of KL(N(mean, var) || N(running_mean, running_var)) in nats.
+
+    Per channel that is ((mean - M)^2 + var) / 2V - 1/2 - ln(var / V) / 2 with M and V the running statistics, where
+    each variance has the layer's eps added, as in batch norm itself. Unlike `feature_distance` it does not change with
+    the units of a channel, nor with the numbers of channels and layers.
+
+    Args:
+        statistics, running, weights: as in `feature_distance`.
+        eps: the layers' eps.
+    """
+    terms = []
+    for (mean, variance), (running_mean, running_var), least in zip(statistics, running, eps, strict=True):
+        precision = (running_var + least).reciprocal()
+        ratio = (variance + least) * precision
+        terms.append(0.5 * ((mean - running_mean).square() * precision + ratio - 1 - ratio.log()).mean())
+    shares = torch.tensor(weights, dtype=terms[0].dtype, device=terms[0].device)
+    return (shares * torch.stack(terms)).sum() / shares.sum().clamp_min(1e-12)
+
+
 def entropy(logits: Tensor) -> Tensor:
     """Mean entropy of softmax(logits) in nats: the label-free main term of PPR."""
     log_p = F.log_softmax(logits, dim=1)

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dfkd.dreams.bank import DreamBank
+from dfkd.dreams.bank import DreamBank, Dreams
 from dfkd.inversion.batch import dream_batch
 from dfkd.inversion.engine import OnCheck
 from dfkd.inversion.gradient import ObjectiveGradient, worth_compiling
+from dfkd.inversion.history import EarlierStatistics
 from dfkd.inversion.objective import InversionObjective, inversion_objective
 from dfkd.inversion.plan import PlannedBatch
 from dfkd.inversion.recipe import InversionRecipe
@@ -37,6 +38,7 @@ class InversionModule(lightning.LightningModule):
         student: the network to compete with where `recipe.competition_weight` is above 0.
         compile: `always`, `never`, or `auto`: where it saves more time than it costs.
         on_check: called now and then with the iterations done on the batch in hand and the terms' values.
+        earlier: dreams of the same teacher to start from, where `recipe.start` is `dreams`.
 
     Raises:
         InversionError: a batch's loss was not finite; it is not stored, those before it are.
@@ -53,6 +55,7 @@ class InversionModule(lightning.LightningModule):
         student: nn.Module | None = None,
         compile: str = "auto",
         on_check: OnCheck | None = None,
+        earlier: Dreams | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -66,6 +69,8 @@ class InversionModule(lightning.LightningModule):
         self.compile_when = compile
         self.on_check = on_check
         self.held: ExitStack | None = None
+        self.statistics = EarlierStatistics(bank, recipe.feature_history)
+        self.earlier = earlier
 
     def configure_optimizers(self) -> list:
         return []  # each batch of images has an optimiser of its own
@@ -90,7 +95,12 @@ class InversionModule(lightning.LightningModule):
             self.held = None
 
     def training_step(self, batch: PlannedBatch, batch_idx: int) -> None:
-        self.bank.write(batch.number, *dream_batch(self.gradient, batch, self.spec, self._report(batch.number)))
+        held_out = -(-self.recipe.num_images // self.recipe.batch_size)  # the first batch of those, which stand alone
+        first = held_out if batch.number >= held_out else 0
+        objective = self.gradient.objective
+        objective.earlier = self.statistics.before(batch.number, first, objective)
+        report = self._report(batch.number)
+        self.bank.write(batch.number, *dream_batch(self.gradient, batch, self.spec, report, self.earlier))
 
     def _compiled_batch(self, objective: InversionObjective) -> int | None:
         size = min(self.recipe.batch_size, self.recipe.num_images)

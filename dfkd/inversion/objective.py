@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dfkd.errors import ConfigError
 from dfkd.inversion import losses
 from dfkd.inversion.recipe import InversionRecipe
+from dfkd.inversion.statistics import Statistics, averaged, pooled
 from dfkd.models.batch_norm import batch_statistics, require_batch_norm, running_statistics
 from dfkd.models.freezing import channels_last, frozen
 
-Statistics = Sequence[tuple[Tensor, Tensor]]
 Terms = dict[str, Tensor]
 
 
@@ -31,13 +31,14 @@ class InversionObjective:
         self,
         teacher: nn.Module,
         recipe: InversionRecipe,
-        records: dict[str, list[tuple[Tensor, Tensor]]],
+        records: dict[str, list[Statistics]],
         student: nn.Module | None,
     ) -> None:
         self.teacher = teacher
         self.student = student
         self.recipe = recipe
         self.records = records
+        self.earlier: Sequence[Mapping[str, Statistics]] = ()
         self.layers = require_batch_norm(teacher)
         self.layer_weights = recipe.weights_of(list(self.layers))
         weights = {
@@ -59,7 +60,7 @@ class InversionObjective:
         return self.summed(terms | self.priors(images))
 
     @contextmanager
-    def recorded(self) -> Iterator[Mapping[str, Statistics]]:
+    def recorded(self) -> Iterator[Mapping[str, Sequence[Statistics]]]:
         """Within the context, the statistics of the teacher's forwards, by layer; it leaves none behind."""
         for record in self.records.values():
             record.clear()
@@ -81,18 +82,27 @@ class InversionObjective:
             terms["competition"] = losses.competition(logits, self.student(images), self.recipe.competition_temperature)
         return terms
 
-    def feature_distance(self, records: Mapping[str, Statistics]) -> Tensor:
-        """R_feature of the batch's statistics.
+    def feature_distance(self, records: Mapping[str, Sequence[Statistics]]) -> Tensor:
+        """R_feature of the batch's statistics, in the recipe's form.
 
         A layer that is used several times in one forward has one set of running statistics for all its uses: those
-        are compared with the mean over the uses. A layer that was not used has nothing to compare.
+        are compared with the mean over the uses. A layer that was not used has nothing to compare. Where `earlier` has
+        the statistics of other batches, it is the distance of all of them together, times their number.
         """
         used = [name for name, record in records.items() if record]
-        return losses.feature_distance(
-            [_mean_statistics(records[name]) for name in used],
-            [running_statistics(self.layers[name]) for name in used],
-            [self.layer_weights[name] for name in used],
+        statistics = [self._with_earlier(name, averaged(records[name])) for name in used]
+        running = [running_statistics(self.layers[name]) for name in used]
+        weights = [self.layer_weights[name] for name in used]
+        batches = 1 + len(self.earlier)  # the statistics are of so many, and move so much less with one of them
+        if self.recipe.feature_form == "norm":
+            return batches * losses.feature_distance(statistics, running, weights)
+        return batches * losses.feature_divergence(
+            statistics, running, weights, [getattr(self.layers[name], "eps", 1e-5) for name in used]
         )
+
+    def _with_earlier(self, name: str, statistics: Statistics) -> Statistics:
+        parts = [statistics, *(batch[name] for batch in self.earlier if name in batch)]
+        return pooled(parts, [1 / len(parts)] * len(parts)) if len(parts) > 1 else statistics
 
     def priors(self, images: Tensor) -> Terms:
         """The terms that know no network."""
@@ -110,13 +120,6 @@ class InversionObjective:
         """The terms, preceded by their weighted sum as `total`."""
         total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         return {"total": total} | terms
-
-
-def _mean_statistics(record: Statistics) -> tuple[Tensor, Tensor]:
-    if len(record) == 1:
-        return record[0]
-    means, variances = zip(*record, strict=True)
-    return torch.stack(means).mean(0), torch.stack(variances).mean(0)
 
 
 @contextmanager

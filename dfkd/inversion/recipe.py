@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from dfkd.errors import require
 from dfkd.inversion.losses import NORMS, REDUCTIONS
+from dfkd.procedural import FAMILIES
 from dfkd.training.optimizer import SCHEDULES
 
 LABEL_LOSSES = ("cross_entropy", "entropy")
+FEATURE_FORMS = ("norm", "divergence")
+STARTS = ("noise", "procedural", "dreams")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,10 @@ class InversionRecipe:
         num_images: dreams to train the student on.
         num_held_out: further dreams, in batches of their own, that only judge it. 0: none.
         batch_size: images optimised together; their joint statistics are matched to the teacher's.
+        start: what the images are at first: `noise` (DI), `procedural` pictures, or earlier `dreams` of the teacher.
+        start_families: families of procedural pictures (`dfkd.procedural`), in turn.
+        start_candidates: procedural pictures to choose from, per image: each goes to the label that the teacher sees
+            most in it, as far as balanced labels allow. 1: no choice.
         iterations: Adam steps per batch, on the full image.
         half_resolution_iterations: steps before those, on the image average-pooled by 2 and with half the jitter; each
             of the two stages has the whole schedule.
@@ -31,6 +38,10 @@ class InversionRecipe:
         label_loss: `cross_entropy` to balanced target labels, or `entropy`, which needs no labels (PPR).
         label_weight: weight of the label loss.
         feature_weight: a_f, weight of R_feature.
+        feature_form: `norm` of the statistics' differences (DI), whose size depends on the network, or their
+            `divergence`, which has no unit: about the same weights fit any network.
+        feature_history: batches of the same bank, the last before each, whose statistics count with its own: for
+            batches that are too small to match the teacher's alone. Above 0, batches are made one after the other.
         first_layer_weight: w_1, multiplier of the first batch-norm layer within R_feature.
         layer_weights: w_l of every batch-norm layer, in the order in which the network holds them; empty: all 1.
         tv_l2_weight: weight of TV_l2.
@@ -50,19 +61,24 @@ class InversionRecipe:
     num_images: int = 1024
     num_held_out: int = 128
     batch_size: int = 256
-    iterations: int = 150
+    start: str = "procedural"
+    start_families: list[str] = field(default_factory=lambda: ["leaves"])
+    start_candidates: int = 2
+    iterations: int = 10
     half_resolution_iterations: int = 0
-    learning_rate: float = 0.3
+    learning_rate: float = 0.1
     schedule: str = "cosine"
     warmup_iterations: int = 0
-    beta1: float = 0.8
-    beta2: float = 0.99
+    beta1: float = 0.5
+    beta2: float = 0.9
     label_loss: str = "cross_entropy"
-    label_weight: float = 1.0
-    feature_weight: float = 10.0
+    label_weight: float = 0.3
+    feature_weight: float = 300.0
+    feature_form: str = "divergence"
+    feature_history: int = 0
     first_layer_weight: float = 1.0
     layer_weights: list[float] = field(default_factory=list)
-    tv_l2_weight: float = 2.5e-5
+    tv_l2_weight: float = 0.0
     tv_l1_weight: float = 0.0
     tv_l1_reduction: str = "mean"
     l2_weight: float = 0.0
@@ -79,9 +95,16 @@ class InversionRecipe:
         def at_least(option: str, least: float) -> None:
             require(getattr(self, option) >= least, f"inversion.{option}", getattr(self, option), f"{least} or more")
 
-        for option in ("num_images", "batch_size", "iterations"):
+        for option in ("num_images", "batch_size", "iterations", "start_candidates"):
             at_least(option, 1)
-        for option in ("num_held_out", "warmup_iterations", "jitter", "label_weight", "feature_weight"):
+        for option in (
+            "num_held_out",
+            "feature_history",
+            "warmup_iterations",
+            "jitter",
+            "label_weight",
+            "feature_weight",
+        ):
             at_least(option, 0)
         for option in ("first_layer_weight", "tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
             at_least(option, 0)
@@ -93,6 +116,13 @@ class InversionRecipe:
             require(0 <= getattr(self, option) < 1, f"inversion.{option}", getattr(self, option), "in [0, 1)")
         require(self.schedule in SCHEDULES, "inversion.schedule", self.schedule, f"one of {SCHEDULES}")
         require(self.label_loss in LABEL_LOSSES, "inversion.label_loss", self.label_loss, f"one of {LABEL_LOSSES}")
+        require(
+            self.feature_form in FEATURE_FORMS, "inversion.feature_form", self.feature_form, f"one of {FEATURE_FORMS}"
+        )
+        require(self.start in STARTS, "inversion.start", self.start, f"one of {STARTS}")
+        families = list(self.start_families)
+        known = len(families) > 0 and set(families) <= FAMILIES.keys()
+        require(known, "inversion.start_families", families, f"one or more of {tuple(FAMILIES)}")
         for option in ("tv_l2_norm", "l2_norm"):
             require(getattr(self, option) in NORMS, f"inversion.{option}", getattr(self, option), f"one of {NORMS}")
         allowed = f"one of {REDUCTIONS}"

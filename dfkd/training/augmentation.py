@@ -37,3 +37,20 @@ def mixup(images: Tensor, share: float) -> Tensor:
     chosen = torch.rand(batch, *ones, device=images.device) < share
     others = images[torch.randperm(batch, device=images.device)]
     return torch.where(chosen, torch.lerp(others, images, weight), images)
+
+
+def cutmix(images: Tensor, share: float) -> Tensor:
+    """`share` of the images of (B, C, H, W) with a box of another of the batch pasted in (Yun et al. 2019).
+
+    The box has the image's proportions, an area uniform in [0, 1] of the image's, and any centre, cut at the rims. For
+    distillation, as `mixup`: no labels need mixing.
+    """
+    batch, _, height, width = images.shape
+    chosen = torch.rand(batch, 1, 1, device=images.device) < share
+    side = torch.rand(batch, 1, 1, device=images.device).sqrt()
+    top, left = torch.rand(2, batch, 1, 1, device=images.device)
+    rows = (torch.arange(height, device=images.device)[:, None] + 0.5) / height
+    columns = (torch.arange(width, device=images.device) + 0.5) / width
+    inside = ((rows - top).abs() < side / 2) & ((columns - left).abs() < side / 2)
+    others = images[torch.randperm(batch, device=images.device)]
+    return torch.where((inside & chosen)[:, None], others, images)

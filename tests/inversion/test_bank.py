@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import dfkd
 from dfkd.distillation import DistillationRecipe
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamDataModule
-from dfkd.errors import InversionError
+from dfkd.errors import ConfigError, InversionError
 from dfkd.inversion import InversionRecipe
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.plan import balanced_labels, plan_batches
@@ -41,6 +42,35 @@ def test_an_interrupted_or_damaged_bank_ends_as_an_undisturbed_one(teacher, spec
     for name in ("images", "labels", "predictions", "confidence"):
         assert torch.equal(getattr(whole, name), getattr(repaired, name))
     assert {row["batch"] for row in history} == {0, 1, 2, 3}
+
+
+def test_a_bank_with_history_is_repaired_to_the_same_bits_and_its_batches_depend_on_those_before(
+    teacher, spec, tmp_path
+):
+    recipe = dataclasses.replace(RECIPE, feature_history=2, feature_form="divergence")
+    fill_bank(teacher, recipe, spec, 7, tmp_path / "whole", OPTIONS)
+    whole = contents(tmp_path / "whole")
+    fill_bank(teacher, recipe, spec, 7, tmp_path / "broken", OPTIONS)
+    for number in (1, 3):
+        (tmp_path / "broken" / f"batch_0000{number}.safetensors").unlink()
+    fill_bank(teacher, recipe, spec, 7, tmp_path / "broken", OPTIONS)
+    assert contents(tmp_path / "broken") == whole
+    fill_bank(teacher, dataclasses.replace(recipe, feature_history=0), spec, 7, tmp_path / "alone", OPTIONS)
+    same = [content == whole[name] for name, content in contents(tmp_path / "alone").items()]
+    assert same == [True, False, False, True]  # the first of the training and of the held-out dreams stand alone
+
+
+def test_batches_with_history_are_not_shared_by_devices(teacher, spec, tmp_path):
+    options = TrainerOptions(accelerator="cpu", dream_devices=2)
+    with pytest.raises(ConfigError, match="trainer.dream_devices must be 1 with inversion.feature_history.*got 2"):
+        fill_bank(teacher, dataclasses.replace(RECIPE, feature_history=1), spec, 0, tmp_path, options)
+
+
+def test_earlier_dreams_are_made_better(teacher, spec, tmp_path):
+    fresh, before = fill_bank(teacher, RECIPE, spec, 0, tmp_path / "first", OPTIONS)
+    again = dataclasses.replace(RECIPE, start="dreams")
+    _, after = fill_bank(teacher, again, spec, 1, tmp_path / "second", OPTIONS, earlier=fresh)
+    assert after[0]["total"] < before[0]["total"]
 
 
 def test_training_and_held_out_dreams_are_apart_and_balanced(teacher, spec, tmp_path):

@@ -126,7 +126,7 @@ def test_a_batch_norm_used_twice_is_compared_with_the_mean_of_its_uses():
     mean = (first.mean((0, 2, 3)) + second.mean((0, 2, 3))) / 2
     variance = (first.var((0, 2, 3), correction=0) + second.var((0, 2, 3), correction=0)) / 2
     expected = (mean - model.bn.running_mean).norm() + (variance - model.bn.running_var).norm()
-    with inversion_objective(model, InversionRecipe(feature_weight=1.0)) as objective:
+    with inversion_objective(model, InversionRecipe(feature_form="norm", feature_weight=1.0)) as objective:
         found = objective(x, LABELS)["feature"]
     torch.testing.assert_close(found, expected)
 
@@ -134,7 +134,8 @@ def test_a_batch_norm_used_twice_is_compared_with_the_mean_of_its_uses():
 @pytest.mark.parametrize(
     ("option", "value"),
     [("num_images", 0), ("iterations", 0), ("learning_rate", 0.0), ("beta1", 1.0), ("label_loss", "hinge"),
-     ("tv_l2_norm", "mean"),
+     ("tv_l2_norm", "mean"), ("start", "zeros"), ("start_families", ["leaf"]), ("start_candidates", 0),
+     ("feature_form", "l1"), ("feature_history", -1),
      ("tv_l1_reduction", "max"), ("layer_weights", [-1.0]), ("feature_weight", -1.0), ("num_held_out", -1)],
 )  # fmt: skip
 def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
@@ -159,9 +160,10 @@ def test_layers_can_be_weighted_one_by_one(teacher):
     for position in range(layers):
         weights = [0.0] * layers
         weights[position] = 2.0
-        with inversion_objective(teacher, InversionRecipe(layer_weights=weights, first_layer_weight=3.0)) as objective:
+        recipe = InversionRecipe(feature_form="norm", layer_weights=weights, first_layer_weight=3.0)
+        with inversion_objective(teacher, recipe) as objective:
             parts.append(objective(start(), LABELS)["feature"])
-    with inversion_objective(teacher, InversionRecipe()) as objective:
+    with inversion_objective(teacher, InversionRecipe(feature_form="norm")) as objective:
         whole = objective(start(), LABELS)["feature"]
     torch.testing.assert_close((parts[0] / 3 + sum(parts[1:])) / 2, whole)
     with pytest.raises(ConfigError, match=r"inversion.layer_weights must be empty, or one weight for each"):

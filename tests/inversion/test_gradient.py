@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from published import PublishedInversion
+from published import PUBLISHED, PublishedInversion
 from torch import nn
 from torchvision.models import DenseNet, vgg
 from torchvision.ops import FrozenBatchNorm2d
@@ -53,7 +53,7 @@ def lived_in(model: nn.Module, *shape: int) -> nn.Module:
 def test_50_iterations_give_the_losses_and_images_of_the_published_formulation(name):
     # In double precision: single precision's rounding is amplified by ReLUs and Adam within some ten iterations.
     teacher = lived_in(SMALL_ZOO[name]().double(), 3, 32, 32)
-    recipe = InversionRecipe(iterations=50, learning_rate=0.05, schedule="constant")
+    recipe = InversionRecipe(**PUBLISHED, iterations=50, learning_rate=0.05, schedule="constant")
     start = torch.randn(4, 3, 32, 32, dtype=torch.double)
     labels = torch.arange(4)
     losses: list[float] = []
@@ -114,7 +114,7 @@ def test_unusual_networks_get_the_gradient_that_autograd_gives(batch_norm, caplo
         layer.running_var.uniform_(0.5, 2.0)
     images, labels = torch.randn(5, 3, 8, 8, dtype=torch.double), torch.arange(5)
     expected = reference_gradient(model, images, labels)
-    with caplog.at_level(logging.INFO, "dfkd"), inversion_objective(model, InversionRecipe()) as objective:
+    with caplog.at_level(logging.INFO, "dfkd"), inversion_objective(model, InversionRecipe(**PUBLISHED)) as objective:
         _, gradient = ObjectiveGradient(objective)(images, labels)
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
     falls_back = batch_norm in (FrozenBatchNorm2d, OwnForward)
@@ -123,7 +123,7 @@ def test_unusual_networks_get_the_gradient_that_autograd_gives(batch_norm, caplo
 
 
 def reference_gradient(model, images, labels):
-    """The default objective by hooks and autograd alone; a layer used twice has the mean of its uses."""
+    """The published objective by hooks and autograd alone; a layer used twice has the mean of its uses."""
     uses: dict[nn.Module, list] = {}
 
     def measure(layer, inputs):
@@ -154,11 +154,14 @@ def network() -> nn.Module:
     return lived_in(CifarResNet(8, width=4), 3, 16, 16)
 
 
+@pytest.mark.parametrize("form", ["norm", "divergence"])
 @pytest.mark.parametrize("parts", [2, 3, 10])
-def test_a_batch_in_parts_has_the_same_terms_and_gradient(network, parts):
+def test_a_batch_in_parts_has_the_same_terms_and_gradient(network, parts, form):
     student = lived_in(CifarResNet(8, width=4), 3, 16, 16).double()
     images, labels = torch.randn(10, 3, 16, 16, dtype=torch.double), torch.arange(10)
-    recipe = InversionRecipe(iterations=12, tv_l1_weight=0.1, l2_weight=1e-3, competition_weight=2.0, flip=True)
+    recipe = InversionRecipe(
+        iterations=12, tv_l2_weight=1e-3, tv_l1_weight=0.1, l2_weight=1e-3, competition_weight=2.0, feature_form=form
+    )
     with inversion_objective(network.double(), recipe, student) as objective:
         terms, gradient = ObjectiveGradient(objective)(images, labels)
         parts_terms, parts_gradient = ObjectiveGradient(objective, parts=parts)(images, labels)
@@ -207,7 +210,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 @needs_compiler
 def test_compiled_gives_the_same_images_and_jitter_never_recompiles(network):
     # At the published step: a larger one amplifies the rounding in which the two differ.
-    recipe = InversionRecipe(iterations=12, flip=True, learning_rate=0.05, beta1=0.9, beta2=0.999)
+    recipe = InversionRecipe(**PUBLISHED, iterations=12, flip=True, learning_rate=0.05)
     start, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
     images = []
     torch._dynamo.reset()

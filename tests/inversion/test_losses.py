@@ -58,3 +58,42 @@ def test_competition_keeps_a_gradient_at_a_thousand_classes_and_nearly_one_hot_o
 def test_entropy_is_zero_for_a_certain_and_ln_n_for_an_ignorant_network():
     assert losses.entropy(torch.tensor([[200.0, 0.0, 0.0]])).item() == pytest.approx(0.0, abs=1e-6)
     assert losses.entropy(torch.zeros(2, 7)).item() == pytest.approx(math.log(7), rel=1e-6)
+
+
+def gaussian_statistics(channels=6, seed=0):
+    mean, variance = torch.randn(2, 2, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return [(mean[0], variance[0].exp())], [(mean[1], variance[1].exp())]
+
+
+def test_the_divergence_is_that_of_gaussians_channel_by_channel():
+    statistics, running = gaussian_statistics()
+    batch, target = (torch.distributions.Normal(m, v.sqrt()) for ((m, v),) in (statistics, running))
+    expected = torch.distributions.kl_divergence(batch, target).mean()
+    torch.testing.assert_close(losses.feature_divergence(statistics, running, [1.0], [0.0]), expected)
+    assert losses.feature_divergence(running, running, [1.0], [1e-5]) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_divergence_has_no_unit_and_does_not_grow_with_channels_or_layers():
+    statistics, running = gaussian_statistics()
+    value = losses.feature_divergence(statistics, running, [1.0], [0.0])
+    units = torch.logspace(-4, 4, 6, dtype=torch.float64)
+    scaled = [[(units * m, units.square() * v) for m, v in pairs] for pairs in (statistics, running)]
+    torch.testing.assert_close(losses.feature_divergence(*scaled, [1.0], [0.0]), value)
+    wider = [[(m.repeat(2), v.repeat(2)) for m, v in pairs] for pairs in (statistics, running)]
+    torch.testing.assert_close(losses.feature_divergence(*wider, [1.0], [0.0]), value)
+    torch.testing.assert_close(losses.feature_divergence(3 * statistics, 3 * running, [1.0] * 3, [0.0] * 3), value)
+
+
+def test_a_channel_that_never_moves_has_a_finite_divergence_and_gradient():
+    still = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    running = torch.zeros(2), torch.tensor([0.0, 1.0])
+    value = losses.feature_divergence([still], [running], [1.0], [1e-5])
+    assert value.isfinite() and all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, still))
+
+
+def test_weights_of_layers_are_shares_of_the_divergence():
+    (first,), (target,) = gaussian_statistics()
+    (second,), _ = gaussian_statistics(seed=1)
+    each = [losses.feature_divergence([s], [target], [1.0], [0.0]) for s in (first, second)]
+    weighted = losses.feature_divergence([first, second], [target, target], [3.0, 1.0], [0.0, 0.0])
+    torch.testing.assert_close(weighted, 0.75 * each[0] + 0.25 * each[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from published import PUBLISHED
 from safetensors.torch import load_file
 from torch import nn
 
@@ -32,8 +33,8 @@ def reference(shared):
 
 def recipe(**changes) -> InversionRecipe:
     zero = {"label_weight": 0.0, "feature_weight": 0.0, "tv_l2_weight": 0.0}
-    plain = {"schedule": "constant", "beta1": 0.9, "beta2": 0.999, "jitter": 0, "flip": False, "clip": False}
-    return InversionRecipe(**{**zero, **plain, **changes})
+    plain = {"schedule": "constant", "jitter": 0, "flip": False, "clip": False}
+    return InversionRecipe(**{**PUBLISHED, **zero, **plain, **changes})
 
 
 TERMS = {

@@ -26,6 +26,7 @@ from dfkd.tasks import ClassIncremental, Recovery
 PACKAGE = Path(dfkd.__file__).parent
 DREAM_SIDE = [
     "inversion",
+    "procedural",
     "dreams",
     "streaming",
     "incremental",
