@@ -200,7 +200,7 @@ def lightning_overhead(directory: Path, rounds: int = 3) -> dict[str, float]:
                 optimise(torch.randn(32, 3, 32, 32, generator=generator), batch.labels, objective, generator)
 
     def fitted() -> None:
-        module = InversionModule(model, recipe, DreamBank(directory), SPEC, batches, 8, compile="never")
+        module = InversionModule(model, recipe, SPEC, DreamBank(directory), batches, 8, compile="never")
         with quiet_lightning():
             TrainerOptions(accelerator="cpu").make_trainer(max_epochs=1).fit(module)
 

@@ -42,7 +42,8 @@ from dfkd.models import CifarResNet, InputSpec, load_weights
 from dfkd.real_data import Purpose, image_folder
 from dfkd.real_data.datamodule import random_subset
 from dfkd.reporting.figures import save_figure
-from dfkd.training.fit import TrainerOptions
+from dfkd.training.data import Stream
+from dfkd.training.fit import TrainerOptions, Workplace
 
 SPEC = InputSpec((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SETTINGS = {
@@ -85,7 +86,7 @@ def main() -> None:
             bank = arguments.out / f"{setting}-{iterations}-seed{seed}"
             bank.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
-            dreams, history = fill_bank(teacher, recipe, SPEC, seed, bank, options)
+            dreams, history = fill_bank(teacher, recipe, SPEC, seed, Workplace(bank, options))
             seconds = round(time.monotonic() - started, 1)
             for sparsity in map(float, arguments.sparsities.split(",")):
                 key = {"setting": setting, "iterations": int(iterations), "seed": seed, "sparsity": sparsity,
@@ -108,8 +109,8 @@ def _recovered(teacher, dreams, sparsity: float, updates: int, seed: int, option
         feature_weight=1.0, mixup=0.0, crop_padding=4, flip=True,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        data = DreamDataModule(dreams, recipe.batch_size, updates, seed)
-        recover_student(student, teacher, data, recipe, seed, Path(directory), options)
+        data = DreamDataModule(dreams, Stream(recipe.batch_size, updates, seed))
+        recover_student(student, teacher, data, recipe, Workplace(Path(directory), options))
     return student
 
 

@@ -27,7 +27,7 @@ from dfkd.inversion import InversionRecipe
 from dfkd.inversion.invert import fill_bank
 from dfkd.models import CifarResNet, InputSpec, load_weights
 from dfkd.real_data import Purpose, image_folder
-from dfkd.training.fit import TrainerOptions
+from dfkd.training.fit import TrainerOptions, Workplace
 
 SPEC = InputSpec((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPTIONS = TrainerOptions(accelerator="cpu")
@@ -63,7 +63,7 @@ def measured(name: str, teacher: nn.Module, images: int, seed: int, test) -> dic
     recipe = InversionRecipe(num_images=images, num_held_out=0, flip=True, **SETTINGS[name])
     with tempfile.TemporaryDirectory() as directory:
         clock, processor = time.monotonic(), time.process_time()
-        dreams, _ = fill_bank(teacher, recipe, SPEC, seed, Path(directory), OPTIONS)
+        dreams, _ = fill_bank(teacher, recipe, SPEC, seed, Workplace(Path(directory), OPTIONS))
         seconds, spent = time.monotonic() - clock, time.process_time() - processor
     row = {"setting": name, "images": images, "iterations": recipe.iterations, "seed": seed,
            "seconds_per_image": round(seconds / images, 4), "cpu_seconds_per_image": round(spent / images, 4),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,14 @@ from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec, count_classes
+from dfkd.models.probe import digest, module_identity
 from dfkd.pruning import prune_by_global_magnitude
 from dfkd.pruning.sparsity import prunable_weights
-from dfkd.training.fit import TrainerOptions
+from dfkd.stages.dreams import all_dreams, bank_notes
+from dfkd.stages.stage import plain
+from dfkd.store import Store
+from dfkd.training.data import Stream
+from dfkd.training.fit import TrainerOptions, Workplace
 
 
 def invert(
@@ -33,6 +40,7 @@ def invert(
     seed: int = 0,
     directory: str | Path | None = None,
     accelerator: str = "auto",
+    earlier: Dreams | None = None,
     **recipe: Any,
 ) -> Dreams:
     """Dream `num_images` training images from a trained network alone (DeepInversion).
@@ -43,8 +51,10 @@ def invert(
         image_shape: (C, H, W) of its input.
         mean, std: the input's normalisation, per channel; with both given, images stay in the range of valid pixels.
         seed: of everything random.
-        directory: where finished batches are kept, so that an interrupted call continues; None keeps none.
+        directory: a store that keeps the dreams, under a key of all that determines them: an interrupted call
+            continues, and the same call finds what it made. None keeps none.
         accelerator: `auto`, `cpu`, `gpu` or `mps`.
+        earlier: dreams of the same teacher to start from, with `start="dreams"`.
         recipe: further fields of `InversionRecipe`, for instance `iterations=2000`.
 
     Returns:
@@ -56,25 +66,49 @@ def invert(
         InversionError: the loss was not finite.
     """
     require_batch_norm(teacher)
-    if (mean is None) != (std is None):
-        raise ConfigError("mean and std must be given both or neither: clipping to valid pixels needs both.")
+    spec = _spec_of(teacher, image_shape, mean, std)
     recipe = {"num_held_out": 0, "clip": mean is not None, **recipe}
     if mean is None and recipe["clip"] and not recipe.get("clip_limit"):
         raise ConfigError(
             "clip must be False without mean and std, got True: valid pixels are not known. Or give clip_limit."
         )
-    classes = count_classes(teacher, image_shape)
-    channels = image_shape[0]
-    spec = InputSpec(
-        image_shape,
-        classes,
-        tuple(mean) if mean is not None else (0.0,) * channels,
-        tuple(std) if std is not None else (1.0,) * channels,
-    )
-    settings = InversionRecipe(num_images=num_images, **recipe)
-    options = TrainerOptions(accelerator=accelerator)
+    settings: InversionRecipe = _recipe(InversionRecipe, {"num_images": num_images, **recipe})
+    determined_by = {"teacher": module_identity(teacher, image_shape), "spec": plain(spec), "seed": seed}
+    if earlier is not None:
+        determined_by["earlier"] = digest((earlier.images, earlier.labels))
+
+    def make(place: Path) -> dict[str, Any]:
+        workplace = Workplace(place, TrainerOptions(accelerator=accelerator), name="dream")
+        fill_bank(teacher, settings, spec, seed, workplace, earlier)
+        return bank_notes(settings)
+
     with tempfile.TemporaryDirectory() as temporary:
-        return fill_bank(teacher, settings, spec, seed, Path(directory or temporary), options)[0]
+        store = Store(Path(directory or temporary))
+        return all_dreams(store.obtain("dreams", determined_by | {"inversion": plain(settings)}, make))
+
+
+def _recipe(kind: type, options: dict[str, Any]) -> Any:
+    """The recipe of some options (`ConfigError` for one that it does not have)."""
+    known = [option.name for option in fields(kind)]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{name} is not an option of {kind.__name__}.{hint}")
+    return kind(**options)
+
+
+def _spec_of(
+    teacher: nn.Module,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> InputSpec:
+    if (mean is None) != (std is None):
+        raise ConfigError("mean and std must be given both or neither: clipping to valid pixels needs both.")
+    classes = count_classes(teacher, image_shape)  # first: it checks the shape
+    means, stds = (tuple(values or [default] * image_shape[0]) for values, default in ((mean, 0.0), (std, 1.0)))
+    return InputSpec(image_shape, classes, means, stds)
 
 
 def prune(teacher: nn.Module, amount: float = 0.75) -> nn.Module:
@@ -110,23 +144,22 @@ def recover(
         recipe: fields of `DistillationRecipe`, for instance `updates=1000`.
 
     Returns:
-        The course of the training: rows of `update` and the losses; where `dreams` has held-out ones
-        (`num_held_out` of `invert`), what the student makes of them.
+        The history of the training: rows of `update` and the losses; where `dreams` has held-out ones
+        (`num_held_out` of `invert`), how far the student is from its teacher on them.
 
     Raises:
         ConfigError: an option's value cannot work.
         ModelError: a network cannot be recovered, or recovered from; see `dfkd.models.check.check_network`.
         TrainingError: the loss was not finite.
     """
-    settings = DistillationRecipe(**recipe)
+    settings: DistillationRecipe = _recipe(DistillationRecipe, recipe)
     channels, height, width = dreams.images.shape[1:]
     own, teachers = (count_classes(network, (channels, height, width)) for network in (student, teacher))
     require(own == teachers, "the number of the student's classes", own, f"its teacher's, {teachers}")
-    data = DreamDataModule(dreams, settings.batch_size, settings.updates, seed)
+    data = DreamDataModule(dreams, Stream(settings.batch_size, settings.updates, seed))
+    held_out = data.held_out_set() if dreams.num_held_out else None
     with tempfile.TemporaryDirectory() as temporary:
-        history = recover_student(
-            student, teacher, data, settings, seed, Path(temporary), TrainerOptions(accelerator=accelerator),
-            held_out=data.held_out_set() if dreams.held_out else None,
-        )  # fmt: skip
+        workplace = Workplace(Path(temporary), TrainerOptions(accelerator=accelerator), name="recover")
+        history = recover_student(student, teacher, data, settings, workplace, held_out=held_out)
     student.eval()
     return history

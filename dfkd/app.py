@@ -1,4 +1,4 @@
-"""The command `dfkd`: Hydra at the door, the pipeline behind it."""
+"""The command `dfkd`: Hydra at the door, the stages of a task behind it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,152 +15,94 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from dfkd import config, export
-from dfkd.errors import ConfigError, DataError, DfkdError, require
-from dfkd.evaluation.judging import Judge
-from dfkd.files import write_json, write_text
+from dfkd import config, export, store
+from dfkd.errors import ConfigError, DfkdError
+from dfkd.experiment_config import make_experiment, refuse_ignored
+from dfkd.files import write_text
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
-from dfkd.pruning.method import PruningMethod
-from dfkd.real_data import RealImages
 from dfkd.reporting import report
 from dfkd.reporting.result import view
-from dfkd.reporting.run_directory import log_growth, log_run, write_run
+from dfkd.reporting.run_directory import CONFIG, RESULT, occupied, publish, write_status
+from dfkd.reporting.run_files import log_run, write_run
+from dfkd.stages import Runner
 from dfkd.store import Store, check_writable
-from dfkd.tasks import TASKS, Experiment, Pipeline
+from dfkd.tasks import TASKS, Experiment
+from dfkd.tasks.task import check_images, record, run_stages, settings_of
+from dfkd.training.metrics import Metrics
 
 log = logging.getLogger("dfkd")
 
 
-def make_experiment(cfg: DictConfig) -> Experiment:
-    """The experiment that a composed configuration describes.
-
-    Raises:
-        DfkdError: a value cannot work.
-    """
-    config.require_complete(cfg)
-    require(cfg.task in TASKS, "task", cfg.task, f"one of {tuple(TASKS)}")
-    task = TASKS[cfg.task]
-    require(cfg.stage in task.stages, "stage", cfg.stage, f"one of {task.stages} with task={cfg.task}")
-    controls = task.controls if cfg.controls is None else tuple(cfg.controls)
-    require(set(controls) <= set(task.controls), "controls", list(controls), f"a list of {task.controls}, or []")
-    node = config.plain(cfg.input)
-    spec = InputSpec(tuple(node["image_shape"]), node["num_classes"], tuple(node["mean"]), tuple(node["std"]))
-    require(cfg.rounds >= 1, "rounds", cfg.rounds, "1 or more")
-    student = cfg.student or cfg.model
-    incremental = config.typed(cfg.incremental)
-    prune, arguments = config.target_of("pruning", cfg.pruning)
-    return Experiment(
-        name=cfg.name,
-        task=cfg.task,
-        seed=cfg.seed,
-        spec=spec,
-        build_model=partial(config.instantiate, "model", cfg.model),
-        model_recipe=config.plain(cfg.model),
-        build_student=partial(config.instantiate, "student", student),
-        student_recipe=config.plain(student),
-        weights=cfg.teacher.weights,
-        training=config.typed(cfg.teacher.training),
-        pruning=PruningMethod(partial(prune, **arguments), config.plain(cfg.pruning)),
-        inversion=config.typed(cfg.inversion),
-        distillation=config.typed(cfg.distillation),
-        streaming=config.typed(cfg.streaming),
-        rounds=cfg.rounds,
-        controls=controls,
-        incremental=incremental,
-        data=config.instantiate("data", cfg.data, spec),
-        judge=_judge(cfg),
-        new_data=_new_data(cfg, spec, incremental.new_classes),
-        options=config.typed(cfg.trainer),
-        choices=_choices(),
-    )
-
-
-def _judge(cfg: DictConfig) -> Judge:
-    node = cfg.judge.model or cfg.model
-    build = partial(config.instantiate, "judge.model", node)
-    return Judge(build, config.plain(node), cfg.judge.weights, cfg.judge.extractor)
-
-
-def _new_data(cfg: DictConfig, spec: InputSpec, classes: int) -> RealImages | None:
-    if not classes:
-        return None
-    try:
-        return config.instantiate("new_data", cfg.new_data, replace(spec, num_classes=classes))
-    except DataError as error:
-        raise DataError(
-            f"new_data: {error} (For new classes incremental.new_classes={classes} is what counts.)"
-        ) from error
-
-
-def _choices() -> dict[str, str]:
-    """The chosen file of every config group, by group."""
-    if not HydraConfig.initialized():
-        return {}
-    return {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()
-            if not str(group).startswith("hydra")}  # fmt: skip
-
-
-def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Pipeline]:
-    """One job: check everything, then run the stages up to `cfg.stage` and write what they leave into `run_dir`.
+def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
+    """One job: check everything, then run the stages up to `cfg.stage` and write what they found out into `run_dir`.
 
     Returns:
-        The content of `result.json` (None where the run stops before `evaluate`), and the pipeline.
+        The content of `result.json` (None where the run stops before its last part), and the runner with its products.
     """
-    status = run_dir / "status.json"
     check_writable(run_dir, "run_dir")
-    write_json(status, {"status": "running"})
-    loggers: list[Logger] = []
-    try:
-        experiment = make_experiment(cfg)
-        _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
-        pipeline = TASKS[cfg.task](experiment, Store(Path(cfg.store)))
-        pipeline.check()
-        # From here on the directory is this run's: a result of an earlier one must not stand beside its configuration.
-        (run_dir / "result.json").unlink(missing_ok=True)
-        write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
-        loggers = pipeline.loggers = _make_loggers(cfg, run_dir)
-        pipeline.on_growth = partial(log_growth, loggers, experiment.spec)
-        torch.manual_seed(experiment.seed)
-        scores = pipeline.run(cfg.stage)
-        result = None
-        if scores is not None:
-            result = write_run(pipeline, scores["scores"], run_dir)
-            log_run(result, run_dir, loggers)
-            _print_table(result)
-            log.info("%s", view(result).summary(result))
-        log.info("Files of this run: %s", run_dir)
-    except BaseException as error:
-        if isinstance(error, DfkdError):
-            log.error("%s", error)
-        else:
-            log.exception("The run failed.")
-        write_json(status, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
-        raise
-    finally:
-        _finish(loggers)
-    write_json(status, {"status": "finished", "stage": cfg.stage})
-    return result, pipeline
+    with occupied(run_dir):
+        write_status(run_dir, "running", stage=str(cfg.stage))
+        metrics = Metrics()
+        try:
+            experiment = make_experiment(cfg)
+            metrics = _metrics(cfg, run_dir)
+            result, runner = _run(cfg, experiment, metrics, run_dir)
+        except BaseException as error:
+            if isinstance(error, DfkdError):
+                log.error("%s", error)
+            else:
+                log.exception("The run failed.")
+            write_status(run_dir, "failed", stage=str(cfg.stage), error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            metrics.finish()
+        write_status(run_dir, "finished", stage=cfg.stage)
+    return result, runner
 
 
-def _make_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+def _run(
+    cfg: DictConfig, experiment: Experiment, metrics: Metrics, run_dir: Path
+) -> tuple[dict[str, Any] | None, Runner]:
+    task, products = TASKS[cfg.task], Store(Path(cfg.store))
+    refuse_ignored(task, cfg)
+    _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
+    task.check(experiment, experiment.check())
+    plan = task.plan(experiment)
+    check_images(plan, cfg.stage)
+    products.check_writable()
+    products.tell_of_older()
+    for directory in (run_dir / ".next", *([] if (run_dir / RESULT).exists() else [run_dir])):
+        write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))  # beside an earlier result, only when this one is there
+    torch.manual_seed(experiment.seed)
+    runner = Runner(products, experiment.options, metrics)
+    run_stages(plan, runner, cfg.stage)
+    result = None
+    if cfg.stage == task.parts[-1]:
+        whatever_seed = make_experiment(OmegaConf.merge(cfg, {"seed": 0}))  # type: ignore[arg-type]
+        setting = settings_of(task, task.plan(whatever_seed))
+        result = write_run(record(task, experiment, plan, runner, setting), run_dir / ".next")
+        log_run(result, run_dir / ".next", metrics)
+        publish(run_dir)
+        _print_table(result)
+        log.info("%s", view(result).summary(result))
+        for warning in result["warnings"]:
+            log.warning("%s", warning)
+    log.info("Files of this run: %s", run_dir)
+    return result, runner
+
+
+def _metrics(cfg: DictConfig, run_dir: Path) -> Metrics:
     if not cfg.logger:
-        return []
+        return Metrics()
     logger = config.instantiate("logger", cfg.logger, save_dir=str(run_dir))
     logger.log_hyperparams(config.plain(cfg))
-    return [logger]
-
-
-def _finish(loggers: Sequence[Logger]) -> None:
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+    return Metrics([logger])
 
 
 def _check_space(recipe: InversionRecipe, spec: InputSpec, store: Path, run_dir: Path) -> None:
@@ -200,8 +140,15 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     return None
 
 
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "report": report.main,
+    "export": export.main,
+    "store": store.main,
+}
+
+
 def main() -> None:
-    """Entry point of the console script `dfkd`: `dfkd report DIR...`, `dfkd export RUN`, or a run by Hydra.
+    """Entry point of the console script `dfkd`: one of `COMMANDS`, or a run by Hydra.
 
     A user's own modules are found in the current folder.
     """
@@ -209,11 +156,10 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
     config.register()
     try:
-        if sys.argv[1:2] == ["report"]:
-            report.main(sys.argv[2:])
-        elif sys.argv[1:2] == ["export"]:
-            export.main(sys.argv[2:])
+        if sys.argv[1:] and sys.argv[1] in COMMANDS:
+            COMMANDS[sys.argv[1]](sys.argv[2:])
         else:
+            config.refuse_renamed(sys.argv[1:])
             _hydra_main()
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
@@ -229,4 +175,4 @@ def _reasons(error: BaseException) -> str:
         error = error.__cause__
         if str(error).strip() not in lines[-1]:
             lines.append(str(error).strip())
-    return "\n".join(lines)
+    return config.with_new_names(config.with_quoting("\n".join(lines), sys.argv[1:]))

@@ -9,11 +9,13 @@ import difflib
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -29,6 +31,23 @@ SMALL = 64  # pixels, below which images are small
 
 # What says where to run and what to show, but not what comes out; of the trainer, its precision does.
 NOT_HASHED = ("hydra", "run_dir", "store", "stage", "logger", "trainer")
+
+# Keys and choices that changed their names with version 0.2; the old ones are refused with the new until 0.3.
+RENAMED = {
+    "model@judge.model": "model@verifier.model",
+    "judge": "verifier",
+    "teacher=given": "teacher=pretrained",
+    "verifier.extractor=judge": "verifier.extractor=verifier",
+    "experiment=cifar10_resnet20": "experiment=image_folder_resnet20",
+}
+
+# torchvision's networks that have a name of their own, and depths and widths of those for small images.
+TORCHVISION_MODELS = (
+    "densenet121", "mobilenet_v2", "resnet18", "resnet34", "resnet50", "shufflenet_v2_x1_0", "vgg11_bn", "vgg19_bn",
+    "wide_resnet50_2",
+)  # fmt: skip
+CIFAR_RESNET_DEPTHS = (20, 32, 44, 56, 110)
+WIDE_RESNETS = ((16, 1), (16, 2), (40, 1), (40, 2))
 
 
 @dataclass
@@ -50,8 +69,8 @@ class TeacherNode:
 
 
 @dataclass
-class JudgeNode:
-    """See `dfkd.evaluation.judging.Judge`; without a `model` of its own the judge is built as the teacher is."""
+class VerifierNode:
+    """See `dfkd.tasks.experiment.Verifier`; without a `model` of its own it is built as the teacher is."""
 
     model: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
@@ -81,7 +100,7 @@ class Schema:
     inversion: InversionRecipe = field(default_factory=InversionRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
     streaming: StreamingRecipe = field(default_factory=StreamingRecipe)
-    judge: JudgeNode = field(default_factory=JudgeNode)
+    verifier: VerifierNode = field(default_factory=VerifierNode)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     logger: dict[str, Any] = MISSING
 
@@ -93,20 +112,71 @@ def register() -> None:
     for recipe in (*recipes, schema.trainer):
         OmegaConf.set_readonly(recipe, False)  # frozen as objects, but still to be composed
     ConfigStore.instance().store(name="schema", node=schema)
+    for name, node in named_models().items():
+        ConfigStore.instance().store(group="model", name=name, node=node)
     OmegaConf.register_new_resolver("dfkd.run_dir", _run_dir, replace=True)
     OmegaConf.register_new_resolver("dfkd.sweep_dir", _sweep_dir, replace=True)
     OmegaConf.register_new_resolver("dfkd.small_images", _small_images, replace=True)
     OmegaConf.register_new_resolver("dfkd.hash", lambda *, _root_: config_hash(_root_), replace=True)
+    OmegaConf.register_new_resolver("dfkd.job_hash", lambda *, _root_: config_hash(_root_, of_all=True), replace=True)
 
 
-def config_hash(cfg: DictConfig) -> str:
-    """Eight hex digits that tell apart configurations that give different results."""
+def named_models() -> dict[str, dict[str, Any]]:
+    """The choices of the group `model` that differ in a name, a depth or a width alone: no file of their own."""
+    io: dict[str, Any] = {"num_classes": "${input.num_classes}", "in_channels": "${input.image_shape.0}"}
+    small = {"small_image_stem": "${dfkd.small_images:}"}
+    nodes = {
+        name: {"_target_": "dfkd.models.torchvision_model", "name": name, **io, **small} for name in TORCHVISION_MODELS
+    }
+    nodes |= {
+        f"resnet{depth}": {"_target_": "dfkd.models.CifarResNet", "depth": depth, **io} for depth in CIFAR_RESNET_DEPTHS
+    }
+    nodes |= {
+        f"wrn_{depth}_{width}": {"_target_": "dfkd.models.WideResNet", "depth": depth, "widen_factor": width, **io}
+        for depth, width in WIDE_RESNETS
+    }
+    return nodes
+
+
+def config_hash(cfg: DictConfig, of_all: bool = False) -> str:
+    """Eight hex digits that tell apart configurations that give different results; or `of_all`, any two."""
+    left_out = ("hydra", "run_dir") if of_all else NOT_HASHED
     content = {
         key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-        for key in sorted(set(cfg) - set(NOT_HASHED))
+        for key in sorted(set(cfg) - set(left_out))
         for node in [OmegaConf.select(cfg, str(key))]
     } | {"precision": cfg.trainer.precision}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def refuse_renamed(overrides: Sequence[str]) -> None:
+    """Raise `ConfigError` naming the new name of a key or choice that the command line gives by its old one."""
+    for override in (override.lstrip("+~") for override in overrides):
+        for old, new in RENAMED.items():
+            follows = (",",) if "=" in old else ("=", ".")
+            if override == old or override.startswith(tuple(old + sign for sign in follows)):
+                raise ConfigError(f"{old} is called {new} now: {override.replace(old, new, 1)}")
+
+
+def with_quoting(message: str, overrides: Sequence[str]) -> str:
+    """A complaint of Hydra's about the syntax of an override, with the quoting that its parser and the shell take.
+
+    Hydra reads `=`, `~`, commas, brackets and blanks in a value as syntax of its own; file names may have them.
+    """
+    for override in overrides:
+        option, _, value = override.partition("=")
+        try:
+            OverridesParser.create().parse_override(override)
+        except HydraException:
+            bare = value.strip("'\"")
+            return f"{message}\nIf {bare} is a name, quote it twice: '{option}=\"{bare}\"'"
+    return message
+
+
+def with_new_names(message: str) -> str:
+    """An error of Hydra's that complains of an old name, for instance in a user's experiment file, with the new one."""
+    told = [f"{old} is called {new} now." for old, new in RENAMED.items() if "=" not in old and f"'{old}'" in message]
+    return "\n".join([message, *told])
 
 
 def _small_images(*, _root_: DictConfig) -> bool:
@@ -188,5 +258,6 @@ def instantiate(group: str, node: DictConfig, *positional: Any, **named: Any) ->
         return target(*positional, **named, **arguments)
     except DfkdError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{group}: {target.__name__} cannot be made from {arguments}: {error}") from error
+    except Exception as error:  # a user's constructor may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{group}: {target.__name__} cannot be made from {arguments}: {reason}") from error

@@ -18,7 +18,7 @@ from dfkd.errors import ConfigError, ModelError
 from dfkd.files import replacing, write_json
 from dfkd.models.freezing import frozen
 from dfkd.models.student_file import load_student
-from dfkd.reporting.run_directory import STUDENT
+from dfkd.reporting.run_files import STUDENT
 
 ImageShape = tuple[int, int, int]
 
@@ -33,7 +33,7 @@ def export_onnx(student: nn.Module, path: Path, image_shape: ImageShape) -> dict
 
     Raises:
         ConfigError: a package that this needs is missing.
-        ModelError: the network cannot be exported, or its file gives other answers than it does.
+        ModelError: the network cannot be exported, or its file gives other logits than it does.
     """
     try:
         import onnxruntime
@@ -62,8 +62,8 @@ def export_onnx(student: nn.Module, path: Path, image_shape: ImageShape) -> dict
         differences = []
         for images in batches:
             expected = student(images)
-            (answer,) = session.run(["logits"], {"images": images.numpy()})
-            differences.append(((torch.from_numpy(answer) - expected).abs().max() / expected.abs().max()).item())
+            (logits,) = session.run(["logits"], {"images": images.numpy()})
+            differences.append(((torch.from_numpy(logits) - expected).abs().max() / expected.abs().max()).item())
         if not max(differences) < 1e-3:
             raise ModelError(
                 f"onnxruntime's logits of the exported {type(student).__name__} differ from PyTorch's by "

@@ -1,19 +1,22 @@
-"""The artifact store: every stage's product, kept under a key of exactly what determines it.
+"""The store: every stage's product, kept under a key of exactly what determines it (`dfkd.stages.stage`).
 
-Layout: `ROOT/KIND/KEY/` holds the product's files and `artifact.json` (its recipe, notes, seconds and the checksums of
-its files), written last. `KEY.partial/` is a product in the making, which a killed run leaves and the next one
-continues. `KEY.lock` lets one process make a product while others wait for it.
+Layout: `ROOT/KIND/KEY/` holds the product's files and `artifact.json` (what determines it, notes, seconds and the
+checksums of its files), written last. `KEY.partial/` is a product in the making, which a killed run leaves and the next
+one continues. `KEY.lock` lets one process make a product while others wait for it.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +25,23 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dfkd.errors import ArtifactError, ConfigError
-from dfkd.files import file_checksum, write_json
+from dfkd.files import file_checksum, write_json, write_text
 
 log = logging.getLogger(__name__)
 
-# Raised when a change of the code makes old products wrong for their recipe.
-RECIPE_VERSION = 1
+# Raised when a change of the code makes old products wrong for their key. It is part of every key.
+VERSION = 2
 MANIFEST = "artifact.json"
+TOLD = ".older-products-told"
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """A finished product.
+class Product:
+    """What a stage made.
 
     Attributes:
         kind: what it is, for instance `dreams`.
-        key: of its recipe.
+        key: of what determines it.
         directory: where its files lie.
         notes: what its maker returned.
         seconds: how long it took to make, over all runs that worked on it (but for what a killed one did last).
@@ -62,19 +66,19 @@ class Store:
         """Raise `ConfigError` unless files can be written under `root`."""
         check_writable(self.root, "store")
 
-    def obtain(self, kind: str, recipe: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Artifact:
-        """The product of `recipe`, made by `make` unless it is there and whole.
+    def obtain(self, kind: str, determined_by: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> Product:
+        """The product of `determined_by`, made by `make` unless it is there and whole.
 
         Args:
             kind: what it is; names its folder.
-            recipe: all that determines it, as plain JSON.
+            determined_by: all that determines it, as plain JSON.
             make: given a folder that may hold what an interrupted call left, it makes the product's files there and
                 returns notes as plain JSON.
 
         Raises:
             What `make` raises; the folder then stays for the next call.
         """
-        key = recipe_key(kind, recipe)
+        key = product_key(kind, determined_by)
         final = self.root / kind / key
         partial = final.with_name(f"{key}.partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -87,22 +91,23 @@ class Store:
             with clock:
                 notes = make(partial)
             seconds = round(clock.total, 3)
-            clock.path.unlink()
+            clock.path.unlink(missing_ok=True)
             for leftover in partial.rglob(".*"):
                 leftover.unlink()  # the temporary file of a killed writer
             files = sorted(path for path in partial.rglob("*") if path.is_file())
             manifest = {
+                "version": VERSION,
                 "kind": kind,
-                "recipe": recipe,
+                "determined_by": determined_by,
                 "notes": notes,
                 "seconds": seconds,
                 "files": {str(path.relative_to(partial)): file_checksum(path) for path in files},
             }
             write_json(partial / MANIFEST, manifest | {"checksum": _digest(manifest)})
             partial.replace(final)
-        return Artifact(kind, key, final, notes, seconds, reused=False)
+        return Product(kind, key, final, notes, seconds, reused=False)
 
-    def _find(self, kind: str, key: str, directory: Path) -> Artifact | None:
+    def _find(self, kind: str, key: str, directory: Path) -> Product | None:
         if not directory.exists():
             return None
         try:
@@ -111,7 +116,50 @@ class Store:
             log.warning("%s It is made again.", error)
             shutil.rmtree(directory)
             return None
-        return Artifact(kind, key, directory, manifest["notes"], manifest["seconds"], reused=True)
+        return Product(kind, key, directory, manifest["notes"], manifest["seconds"], reused=True)
+
+    def products(self) -> Iterator[tuple[Path, int]]:
+        """Every folder of a product, finished or not, and the version of the store that it was made under; 0: unknown.
+
+        No key of one version is a key of another, so products of an older version are never used.
+        """
+        for directory in sorted(self.root.glob("*/*/")):
+            if (directory / MANIFEST).is_file():
+                yield directory, _version(directory)
+            elif directory.suffix == ".partial":
+                yield directory, 0
+
+    def older(self) -> list[Path]:
+        """Folders of finished products that an older version of the store left."""
+        return [directory for directory, version in self.products() if 0 < version < VERSION]
+
+    def tell_of_older(self) -> None:
+        """Say once, in the life of this store, that it holds products which are not used any more."""
+        marker = self.root / TOLD
+        if marker.exists():
+            return
+        found = self.older()
+        if found:
+            log.warning(
+                "The store %s holds %s of products that an older version made. They are not used: their keys left out "
+                "some of what determines them. `dfkd store %s --remove-older` removes them.",
+                self.root, size_text(sum(map(folder_size, found))), self.root,
+            )  # fmt: skip
+        marker.touch()
+
+
+def folder_size(directory: Path) -> int:
+    """Bytes of all files under a folder."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def size_text(size: float) -> str:
+    """Bytes for a reader: `1.2 GiB`."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
 
 
 def check_writable(directory: Path, option: str) -> None:
@@ -127,13 +175,20 @@ def check_writable(directory: Path, option: str) -> None:
         ) from error
 
 
-def recipe_key(kind: str, recipe: dict[str, Any]) -> str:
-    """The key of a recipe: equal for equal recipes whatever their order, different for different ones."""
-    return _digest({"kind": kind, "recipe": recipe, "version": RECIPE_VERSION})[:20]
+def product_key(kind: str, determined_by: dict[str, Any]) -> str:
+    """The key of a product: equal for equal content whatever its order, different for different content."""
+    return _digest({"kind": kind, "determined_by": determined_by, "version": VERSION})[:20]
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _version(directory: Path) -> int:
+    try:
+        return int(json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("version", 1))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
@@ -173,9 +228,44 @@ class _Clock:
         self.total = 0.0
 
     def __enter__(self) -> None:
-        self.before = float(self.path.read_text()) if self.path.exists() else 0.0
-        self.started = time.monotonic()
+        self.before, self.started = self._earlier(), time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         self.total = self.before + time.monotonic() - self.started
-        self.path.write_text(f"{self.total:.3f}")
+        with contextlib.suppress(OSError):  # a full disk costs the count of seconds, and must not hide what it broke
+            write_text(self.path, f"{self.total:.3f}")
+
+    def _earlier(self) -> float:
+        try:
+            return float(self.path.read_text())
+        except (OSError, ValueError):  # there is none, or a full disk left it empty: seconds are not worth a run
+            return 0.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of `dfkd store`."""
+    parser = argparse.ArgumentParser(prog="dfkd store", description="What the store holds, and how much of it is old.")
+    default = os.environ.get("DFKD_STORE", "artifacts")
+    parser.add_argument("store", type=Path, nargs="?", default=Path(default), metavar="DIR", help=f"default: {default}")
+    parser.add_argument("--remove-older", action="store_true", help="remove products of older versions, never used")
+    parsed = parser.parse_args(arguments)
+    if not parsed.store.is_dir():
+        raise ConfigError(f"dfkd store: DIR must be a folder, got {parsed.store}, which is not there.")
+    store = Store(parsed.store)
+    older = store.older()
+    sizes: dict[str, list[int]] = {}
+    for directory, _ in store.products():
+        label = f"{directory.parent.name}, of an older version" if directory in older else directory.parent.name
+        sizes.setdefault(f"{label}, unfinished" if directory.suffix == ".partial" else label, []).append(
+            folder_size(directory)
+        )
+    for label, found in sorted(sizes.items()):
+        print(f"{label}: {len(found)}, {size_text(sum(found))}")
+    freed = sum(map(folder_size, older))
+    if parsed.remove_older:
+        for directory in older:
+            shutil.rmtree(directory)
+            directory.with_name(f"{directory.name}.lock").unlink(missing_ok=True)
+        print(f"Removed {size_text(freed)} of older versions.")
+    elif older:
+        print(f"{size_text(freed)} are of older versions and never used: dfkd store {parsed.store} --remove-older")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import lightning
 import pytest
+import running
 import torch
 from torch import nn
 
@@ -49,6 +49,14 @@ def shared() -> Path:
     return SHARED
 
 
+LARGE = ("resnet34", "resnet50", "wide_resnet50_2")
+
+
+def large_ones_are_slow(names):
+    """The names of networks, those that take long behind the marker: others have the same layers."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in names]
+
+
 class Interrupted(Exception):
     """A training was stopped on purpose."""
 
@@ -66,22 +74,26 @@ class Interrupt(lightning.Callback):
 
 QUIET = {"WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
 
-# The demo at a size that takes seconds.
-TINY = [
+# The demo at a size that takes seconds: up to the dreams, for all tasks; for those with a student; and recovery.
+DREAMS = [
     "experiment=demo",
     "model.depth=8",
     "+model.width=8",
     "teacher.training.updates=60",
-    "pruning.amount=0.9",
     "inversion.num_images=48",
     "inversion.num_held_out=16",
     "inversion.batch_size=16",
     "inversion.iterations=8",
-    "distillation.updates=12",
-    "distillation.batch_size=16",
     "trainer.checkpoint_updates=3",
     "trainer.accelerator=cpu",
 ]
+LEARNING = [*DREAMS, "distillation.updates=12", "distillation.batch_size=16"]
+TINY = [*LEARNING, "pruning.amount=0.9"]
+
+
+def without_training(options: list[str]) -> list[str]:
+    """The options for a teacher whose weights are given."""
+    return [option for option in options if not option.startswith("teacher.training")]
 
 
 @pytest.fixture(scope="session")
@@ -96,15 +108,7 @@ def command(
     arguments: list[str], directory: Path, check: bool = True, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run `dfkd ARGUMENTS` in a process of its own, standing in `directory`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dfkd", *arguments],
-        cwd=directory,
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=timeout,
-        env={**os.environ, **QUIET},
-    )
+    done = running.run(arguments, directory, QUIET, timeout)
     if check and done.returncode:
         pytest.fail(f"dfkd {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
     return done

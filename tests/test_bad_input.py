@@ -2,8 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from conftest import TINY, command
+from conftest import DREAMS, LEARNING, TINY, command, without_training
+
+import dfkd
+from dfkd.errors import ConfigError
+
+DOES_NOTHING = {
+    "recovery": (TINY, ["incremental.updates=3", "data@new_data=digits", "model@student=resnet20"]),
+    "transfer": ([*LEARNING, "distillation=transfer"], ["pruning.amount=0.5", "rounds=2", "distillation.gradual=0.1"]),
+    "class_incremental": (
+        ["experiment=incremental_digits", *DREAMS[1:]],
+        ["distillation.batch_size=4096", "pruning=filters", "streaming.every=5", "rounds=2"],
+    ),
+    "a given teacher": (
+        [*without_training(TINY), "teacher=pretrained", "teacher.weights=w.pt"], ["teacher.training.updates=3"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DOES_NOTHING)
+def test_an_option_that_does_nothing_in_a_task_is_refused(case, tmp_path):
+    options, ignored = DOES_NOTHING[case]
+    for option in ignored:
+        task = [] if case == "a given teacher" or "experiment=incremental" in options[0] else [f"task={case}"]
+        done = command([*options, *task, option], tmp_path, check=False)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert f"{option.split('=')[0]} does nothing with" in done.stderr or "leave out model@student" in done.stderr
+
+
+def test_an_option_that_is_not_used_is_no_reason_to_refuse(tmp_path):
+    """The default batch of distillation is larger than the dreams, and this task does not distil."""
+    options = ["experiment=incremental_digits", *DREAMS[1:], "incremental.updates=2", "incremental.batch_size=8"]
+    command([*options, "controls=[]", "inversion.num_images=24", "stage=learn"], tmp_path)
+
 
 BAD_INPUT = {
     "an amount out of range": (["pruning.amount=1"], "pruning.amount must be a number in [0, 1), got 1"),
@@ -12,7 +46,7 @@ BAD_INPUT = {
         ["teacher.training.start=nowhere.pt"],
         "teacher.training.start: there is no file nowhere.pt",
     ),
-    "a judge that is not there": (["judge.weights=nowhere.pt"], "judge.weights: there is no file nowhere.pt"),
+    "a verifier that is not there": (["verifier.weights=nowhere.pt"], "verifier.weights: there is no file nowhere.pt"),
     "a patience without held-out dreams": (
         ["distillation.patience=3", "inversion.num_held_out=0"],
         "inversion.num_held_out must be 1 or more with",
@@ -38,3 +72,27 @@ def test_rounds_need_an_amount_that_can_rise(tmp_path):
     done = command([*options, "pruning=two_of_four", "rounds=2"], tmp_path, check=False)
     assert done.returncode and "rounds must be 1 with pruning._target_=dfkd.pruning.prune_n_of_m, got 2" in done.stderr
     assert not (tmp_path / "artifacts" / "teacher").exists()
+
+
+@pytest.mark.parametrize("name", ["epoch=3-step=99.pt", "~/x.pt"])
+def test_a_file_name_that_hydra_takes_for_syntax_is_told_with_the_quoting_that_works(name, tmp_path):
+    done = command([*TINY, f"teacher.training.start={name}"], tmp_path, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    quoted = f'teacher.training.start="{name}"'
+    assert f"quote it twice: '{quoted}'" in done.stderr
+    done = command([*TINY, quoted, "run_dir=run"], tmp_path, check=False)
+    assert f"there is no file {Path(name).expanduser()}" in done.stderr
+
+
+def test_what_a_users_own_constructor_raises_is_told_without_a_traceback(tmp_path):
+    (tmp_path / "mine.py").write_text("def network(): raise RuntimeError('no licence found')")
+    own = ["experiment=custom", "model._target_=mine.network", "teacher.weights=w.pt", "input.num_classes=7"]
+    own += ["input.image_shape=[1,8,8]", "input.mean=[0.5]", "input.std=[0.25]", "run_dir=run"]
+    done = command(own, tmp_path, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "model: network cannot be made from {}: RuntimeError: no licence found" in done.stderr
+
+
+def test_python_calls_name_an_option_that_is_not_there(teacher):
+    with pytest.raises(ConfigError, match=r"iteration is not an option of InversionRecipe\. Did you mean iterations"):
+        dfkd.invert(teacher, 8, image_shape=(1, 8, 8), iteration=5)

@@ -15,7 +15,7 @@ def test_resnet20_comes_back_from_75_percent_sparsity(shared, tmp_path):
     with tarfile.open(shared / "data" / "cifar10-jpeg.tar.xz") as archive:
         archive.extractall(tmp_path / "cifar10-jpeg", filter="data")
     options = [
-        "experiment=cifar10_resnet20",
+        "experiment=image_folder_resnet20",
         f"data.root={tmp_path / 'cifar10-jpeg'}",
         f"teacher.weights={shared / 'teachers' / 'resnet20-cifar10-jpeg.safetensors'}",
     ]

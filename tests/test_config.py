@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import dfkd.conf
@@ -11,12 +12,11 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from dfkd import config
-from dfkd.app import make_experiment
 from dfkd.errors import ConfigError, DfkdError
+from dfkd.experiment_config import make_experiment
 from dfkd.models.cost import parameters
 from dfkd.models.input_spec import check_model
-from dfkd.store import Store
-from dfkd.tasks import ClassIncremental, Recovery, Transfer
+from dfkd.tasks import TASKS
 
 CONF = Path(dfkd.conf.__file__).parent
 
@@ -36,14 +36,19 @@ def composed():
     return compose_config
 
 
+def check(experiment) -> None:
+    """What a run does before the work."""
+    TASKS[experiment.task].check(experiment, experiment.check())
+
+
 SMALL = {"input.image_shape": "[3,32,32]", "input.num_classes": "10", "input.mean": "[0,0,0]", "input.std": "[1,1,1]"}
 GIVEN = ["experiment=custom", "teacher.weights=w.pt", *(f"{key}={value}" for key, value in SMALL.items())]
 
 
-@pytest.mark.parametrize("model", [name for name in choices("model") if name not in ("custom", "torchvision")])
+@pytest.mark.parametrize("model", config.named_models())
 def test_every_model_builds_for_the_input_it_is_told(composed, model):
     experiment = make_experiment(composed(*GIVEN, f"model={model}"))
-    check_model(experiment.build_model(), experiment.spec)
+    check_model(experiment.network.build(), experiment.spec)
 
 
 def test_the_demo_and_every_experiment_compose(composed):
@@ -55,9 +60,9 @@ def test_the_demo_and_every_experiment_compose(composed):
 
 def test_any_torchvision_model_and_the_users_own(composed):
     experiment = make_experiment(composed(*GIVEN, "model=torchvision", "model.name=efficientnet_b0"))
-    check_model(experiment.build_model(), experiment.spec)
+    check_model(experiment.network.build(), experiment.spec)
     own = ["model._target_=dfkd.models.WideResNet", "+model.depth=10"]
-    assert type(make_experiment(composed(*GIVEN, *own)).build_model()).__name__ == "WideResNet"
+    assert type(make_experiment(composed(*GIVEN, *own)).network.build()).__name__ == "WideResNet"
 
 
 @pytest.mark.parametrize(
@@ -99,18 +104,18 @@ def test_a_typo_inside_an_experiment_file_is_refused(text, message):
 )  # fmt: skip
 def test_a_wrong_option_or_value_is_named(composed, override, message):
     with pytest.raises(DfkdError, match=message):
-        make_experiment(composed("experiment=demo", override)).build_model()
+        make_experiment(composed("experiment=demo", override)).network.build()
 
 
 NO_BATCH_NORM = [
     "model=torchvision", "model.name=squeezenet1_0", "input.image_shape=[3,32,32]", "input.mean=[0,0,0]",
-    "input.std=[1,1,1]", "data=none", "teacher=given", "teacher.weights=w.pt",
+    "input.std=[1,1,1]", "data=none", "teacher=pretrained", "teacher.weights=w.pt",
 ]  # fmt: skip
 
 
 TOO_SMALL = [
     "model=vgg11_bn", "input.image_shape=[3,32,32]", "input.mean=[0,0,0]", "input.std=[1,1,1]", "data=none",
-    "teacher=given", "teacher.weights=w.pt",
+    "teacher=pretrained", "teacher.weights=w.pt",
 ]  # fmt: skip
 
 
@@ -119,7 +124,7 @@ TOO_SMALL = [
     [(NO_BATCH_NORM, "no batch-norm layer"),
      (["input.image_shape=[3,8]"], r"input\.image_shape must be"),
      (["input.num_classes=11", "data=none", "model.num_classes=10"], r"input\.num_classes must be 10"),
-     (["teacher=given", "teacher.weights=w.pt"], "there is no file w.pt"),
+     (["teacher=pretrained", "teacher.weights=w.pt"], "there is no file w.pt"),
      (["data=none"], "neither a trained teacher nor data"),
      (["data=image_folder"], r"data\.root"),
      (["distillation.batch_size=513"], r"distillation\.batch_size must be at most inversion\.num_images \(512\)"),
@@ -129,10 +134,9 @@ TOO_SMALL = [
      (["inversion.layer_weights=[1,2]"], r"inversion\.layer_weights must be .*one weight for each .* 19 batch-norm"),
      ([*TOO_SMALL, "inversion.half_resolution_iterations=5"], r"half_resolution_iterations must be 0")],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_before_any_work(composed, overrides, message, tmp_path):
+def test_what_cannot_work_is_refused_before_any_work(composed, overrides, message):
     with pytest.raises(DfkdError, match=message):
-        Recovery(make_experiment(composed("experiment=demo", *overrides)), Store(tmp_path / "store")).check()
-    assert not (tmp_path / "store").exists()
+        check(make_experiment(composed("experiment=demo", *overrides)))
 
 
 @pytest.mark.parametrize(
@@ -141,10 +145,10 @@ def test_what_cannot_work_is_refused_before_any_work(composed, overrides, messag
      (["distillation.feature_weight=0", "model@student=resnet18", "student.num_classes=3"], "num_classes must be 3"),
      (["distillation.reconstruct=true"], r"distillation\.reconstruct must be false with task=transfer")],
 )  # fmt: skip
-def test_what_cannot_work_in_transfer_is_refused_before_any_work(composed, overrides, message, tmp_path):
+def test_what_cannot_work_in_transfer_is_refused_before_any_work(composed, overrides, message):
     experiment = make_experiment(composed("experiment=demo", "task=transfer", *overrides))
     with pytest.raises(DfkdError, match=message):
-        Transfer(experiment, Store(tmp_path / "store")).check()
+        check(experiment)
 
 
 @pytest.mark.parametrize(
@@ -155,9 +159,9 @@ def test_what_cannot_work_in_transfer_is_refused_before_any_work(composed, overr
      (["experiment=incremental_digits", "data.only=[0,1,2,3,3]"], r"data\.only must be different classes"),
      (["experiment=incremental_digits", "controls=[noise]"], r"controls must be a list of \('fine_tuning'")],
 )  # fmt: skip
-def test_what_cannot_work_in_class_incremental_learning_is_refused(composed, overrides, message, tmp_path):
+def test_what_cannot_work_in_class_incremental_learning_is_refused(composed, overrides, message):
     with pytest.raises(DfkdError, match=message):
-        ClassIncremental(make_experiment(composed(*overrides)), Store(tmp_path / "store")).check()
+        check(make_experiment(composed(*overrides)))
 
 
 TRANSFERS = {  # DeepInversion's and the field's pairs on CIFAR-10: parameters of teacher and student in millions
@@ -171,14 +175,14 @@ TRANSFERS = {  # DeepInversion's and the field's pairs on CIFAR-10: parameters o
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_the_published_transfers_are_there_by_name(composed, name, tmp_path):
+def test_the_published_transfers_are_there_by_name(composed, name):
     experiment = make_experiment(composed(f"experiment={name}"))
-    built = [parameters(build()) / 1e6 for build in (experiment.build_model, experiment.build_student)]
+    built = [parameters(build()) / 1e6 for build in (experiment.network.build, experiment.student.build)]
     assert built == pytest.approx(TRANSFERS[name], abs=0.06)
     recipe = experiment.distillation
     assert (recipe.updates, recipe.batch_size, recipe.learning_rate, recipe.schedule) == (250 * 195, 256, 0.1, "step")
     assert experiment.streaming.every == 50 and experiment.inversion.competition_weight == 10
-    Transfer(experiment, Store(tmp_path / "store")).check()
+    check(experiment)
 
 
 def test_options_without_a_value_are_all_named(composed):
@@ -230,7 +234,7 @@ def test_the_published_settings_are_there_by_name(composed, name):
 
 
 def test_the_published_recovery_is_there_by_name(composed):
-    cfg = composed("experiment=cifar10_resnet20", "teacher.weights=w.pt", "data=none", "distillation=ppr")
+    cfg = composed("experiment=image_folder_resnet20", "teacher.weights=w.pt", "data=none", "distillation=ppr")
     recipe = make_experiment(cfg).distillation
     assert (recipe.updates, recipe.batch_size, recipe.learning_rate, recipe.momentum) == (480, 32, 1e-3, 0.9)
     assert (recipe.batch_norm, recipe.reestimate_batch_norm, recipe.reconstruct) == ("frozen", False, False)
@@ -261,3 +265,19 @@ def test_a_study_sweeps_over_models_sparsities_and_seeds(study):
             assert f"pruning.amount={cfg.pruning.amount}" == axes[-2][-1] and f"seed={cfg.seed}" == axes[-1][-1]
             built.add(cfg.model.get("name", cfg.model.get("depth")))
     assert len(built) == (len(axes[0]) if len(axes) == 3 else 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "new"),
+    [("judge.weights=w.pt", "verifier.weights=w.pt"), ("model@judge.model=resnet18", "model@verifier.model=resnet18"),
+     ("teacher=given", "teacher=pretrained"), ("experiment=cifar10_resnet20", "experiment=image_folder_resnet20"),
+     ("verifier.extractor=judge,teacher", "verifier.extractor=verifier,teacher")],
+)  # fmt: skip
+def test_names_of_before_are_refused_with_those_of_today(override, new):
+    with pytest.raises(ConfigError, match=re.escape(f"now: {new}")):
+        config.refuse_renamed(["seed=1", override])
+
+
+def test_names_that_only_look_like_those_of_before_are_taken():
+    config.refuse_renamed(["teacher=given_by_me", "+judges=1", "name=judge", "experiment=cifar10_resnet20_mine"])
+    assert "judge is called verifier now" in config.with_new_names("Key 'judge' not in 'Schema'")

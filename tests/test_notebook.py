@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
-from conftest import TINY, command
+from conftest import TINY, command, without_training
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "results.ipynb"
@@ -24,13 +24,16 @@ def shown(runs: Path, monkeypatch) -> tuple[str, int]:
 
 def test_the_notebook_shows_the_table_of_a_sweep(sweep, monkeypatch):
     text, pictures = shown(sweep / "sweep", monkeypatch)
-    assert "6 runs under" in text and "judged by accuracy" in text and "±" in text
+    assert "6 runs under" in text and "compared by accuracy" in text and "±" in text
     assert pictures == 4
 
 
 def test_without_data_it_shows_agreement(sweep, tmp_path, monkeypatch):
     weights = next(sweep.glob("artifacts/teacher/*/weights.safetensors"))
-    command([*TINY, "data=none", "teacher=given", f"teacher.weights={weights}", "run_dir=run"], tmp_path)
+    command(
+        [*without_training(TINY), "data=none", "teacher=pretrained", f"teacher.weights={weights}", "run_dir=run"],
+        tmp_path,
+    )
     text, pictures = shown(tmp_path, monkeypatch)
-    assert "1 runs under" in text and "judged by agreement" in text
+    assert "1 runs under" in text and "compared by agreement" in text
     assert pictures == 4

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import QUIET, TINY, command
+from conftest import LEARNING, QUIET, TINY, command, without_training
 from safetensors.torch import load_file
 from torch import nn
 
@@ -33,6 +33,7 @@ def finished(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("finished")
     done = command([*TINY, "run_dir=run"], directory)
     (directory / "printed.txt").write_text(done.stdout)
+    (directory / "errors.txt").write_text(done.stderr)
     return directory
 
 
@@ -42,7 +43,7 @@ def result_of(directory: Path, run: str = "run") -> dict:
 
 def test_a_run_leaves_all_its_files(finished):
     assert {path.name for path in (finished / "run").iterdir()} == {
-        "config.yaml", "result.json", "metrics.csv", "dreams.png", "recovery.png", "student.safetensors",
+        "config.yaml", "result.json", ".lock", "metrics.csv", "dreams.png", "recovery.png", "student.safetensors",
         "student.packed.safetensors", "sparsity.csv", "dfkd.log", "status.json",
     }  # fmt: skip
     assert not list(finished.rglob("*.partial"))
@@ -65,9 +66,9 @@ def test_the_result_holds_what_it_promises(finished):
     gained = result["recovered"]["accuracy"] - result["pruned"]["accuracy"]
     assert result["recovery"] == pytest.approx(gained / lost)
     assert result["dreams"] == {"count": 48, "held_out": 16, "iterations": 8} | {
-        name: result["dreams"][name] for name in ("teacher_accuracy", "judged")
+        name: result["dreams"][name] for name in ("teacher_accuracy", "quality", "setting")
     }
-    assert "with_real_images" not in result["dreams"]["judged"]
+    assert "with_real_images" not in result["dreams"]["quality"]
     assert {"teacher", "prune", "dream", "recover", "evaluate", "total"} <= set(result["timing"])
     assert result["environment"]["torch"] == version("torch")
     assert result["environment"]["device"] == "cpu"
@@ -117,7 +118,13 @@ def test_the_printed_table_agrees_with_the_result(finished):
         assert f"{100 * accuracy:.1f} %" in printed
 
 
-def test_metrics_hold_the_course_of_every_stage(finished):
+def test_a_run_prints_what_is_its_own(finished):
+    printed = (finished / "printed.txt").read_text() + (finished / "errors.txt").read_text()
+    for word in ("GPU available", "TPU", "Tip", "litlogger", "Warning", "warn", "wandb"):
+        assert word not in printed
+
+
+def test_metrics_hold_the_history_of_every_stage(finished):
     with (finished / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["stage"] for row in rows} == {"teacher", "dream", "recover", "noise", "real"}
@@ -137,7 +144,7 @@ def test_a_second_run_reuses_everything_and_agrees(finished):
     first, again = result_of(finished), result_of(finished, "again")
     assert {path: path.stat().st_mtime_ns for path in (finished / "artifacts").rglob("*.safetensors")} == before
     assert set(again["reused"]) == {
-        "teacher", "prune", "dream", "recover", "noise", "real", "evaluate", "evaluate_dreams",
+        "teacher", "prune", "dream", "recover", "batchnorm", "noise", "real", "evaluate", "dream_quality",
     }  # fmt: skip
     for part in ("teacher", "pruned", "recovered", "controls", "timing", "artifacts"):
         assert first[part] == again[part]
@@ -153,7 +160,7 @@ def test_a_refused_run_leaves_an_earlier_result_alone(finished):
 
 def test_without_data_the_same_dreams_give_the_same_student_and_agreement_is_reported(finished, tmp_path):
     weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
-    options = [*TINY, "teacher=given", f"teacher.weights={weights}", f"store={tmp_path}/store"]
+    options = [*without_training(TINY), "teacher=pretrained", f"teacher.weights={weights}", f"store={tmp_path}/store"]
     command([*options, "run_dir=with"], tmp_path)
     command([*options, "data=none", "run_dir=without"], tmp_path)
     with_data, without = result_of(tmp_path, "with"), result_of(tmp_path, "without")
@@ -193,6 +200,34 @@ def test_a_users_own_network_without_data(tmp_path):
     assert load_file(tmp_path / "run" / "student.safetensors").keys() == scope["Net"](12).state_dict().keys()
 
 
+def test_an_edit_of_the_users_network_is_noticed(tmp_path):
+    """The same file of weights, another activation: nothing that was made before is taken for it."""
+    scope: dict = {}
+    exec(OWN_NETWORK, scope)
+    torch.save(scope["Net"](12).state_dict(), tmp_path / "mine.pt")
+    options = [option for option in TINY if not option.startswith(("experiment", "+model", "model", "teacher"))]
+    own = ["model._target_=my_package.Net", "+model.width=12", "teacher.weights=mine.pt", "input.num_classes=7"]
+    own += ["input.image_shape=[2,12,17]", "input.mean=[0.5,0.1]", "input.std=[0.25,1]", "controls=[]"]
+    for run, source in (("run", OWN_NETWORK), ("edited", OWN_NETWORK.replace("ReLU(inplace=True)", "SiLU()"))):
+        (tmp_path / "my_package.py").write_text(source)
+        command(["experiment=custom", *options, *own, f"run_dir={run}"], tmp_path)
+    first, edited = result_of(tmp_path), result_of(tmp_path, "edited")
+    assert edited["reused"] == []
+    assert not set(first["artifacts"].values()) & set(edited["artifacts"].values())
+    (tmp_path / "my_package.py").write_text(OWN_NETWORK + "# a remark\n")
+    command(["experiment=custom", *options, *own, "run_dir=remark"], tmp_path)
+    assert set(result_of(tmp_path, "remark")["reused"]) == set(first["artifacts"])  # what it computes is the same
+
+
+def test_classes_in_another_order_than_the_teachers_are_doubted_aloud(finished, tmp_path):
+    weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
+    options = [*without_training(TINY), "teacher=pretrained", f"teacher.weights={weights}", "controls=[]"]
+    done = command([*options, "data.only=[1,2,3,4,5,6,7,8,9,0]", "run_dir=run"], tmp_path)
+    (warning,) = result_of(tmp_path)["warnings"]
+    assert "if the classes were in another order" in warning and warning in done.stdout
+    assert result_of(finished)["warnings"] == []
+
+
 def kill_when(arguments: list[str], directory: Path, reached) -> None:
     """Start `dfkd` and kill it as soon as `reached()`; a run that ends by itself came too late to be killed."""
     process = subprocess.Popen(
@@ -211,7 +246,8 @@ def kill_when(arguments: list[str], directory: Path, reached) -> None:
 def test_a_run_killed_in_dreaming_and_in_streaming_ends_bit_for_bit_as_an_undisturbed_one(finished, tmp_path):
     weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
     options = [
-        *TINY, "teacher=given", f"teacher.weights={weights}", "data=none", "inversion.iterations=60",
+        *without_training(TINY), "teacher=pretrained", f"teacher.weights={weights}", "data=none",
+        "inversion.iterations=60",
         "distillation.updates=240", "streaming.every=60", "inversion.competition_weight=1", "run_dir=run",
     ]  # fmt: skip
     for name in ("whole", "killed"):
@@ -250,12 +286,12 @@ def test_a_sweep_inverts_each_teacher_once_per_seed(sweep):
     ]
     assert len(list((sweep / "artifacts" / "dreams").glob("*/artifact.json"))) == 2
     assert len(list((sweep / "artifacts" / "teacher").glob("*/artifact.json"))) == 2
-    assert len(list((sweep / "artifacts" / "recovered").glob("*/artifact.json"))) == 18
+    assert len(list((sweep / "artifacts" / "recovered").glob("*/artifact.json"))) == 24
 
 
 def test_a_failing_job_of_a_sweep_says_so_and_the_others_finish(tmp_path):
-    done = command(["-m", *TINY, "pruning.amount=1.5,0.5", "data=none", "teacher=given", "run_dir=sweep",
-                    "teacher.weights=none.pt"], tmp_path, check=False)  # fmt: skip
+    options = [*without_training(TINY), "pruning.amount=1.5,0.5", "data=none", "teacher=pretrained"]
+    done = command(["-m", *options, "teacher.weights=none.pt", "run_dir=sweep"], tmp_path, check=False)
     assert done.returncode == 1
     statuses = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("sweep/*/status.json"))]
     assert [status["status"] for status in statuses] == ["failed", "failed"]
@@ -295,7 +331,7 @@ def test_in_rounds_the_amount_rises_and_each_recovery_continues_from_the_last(fi
         last = json.loads(
             (tmp_path / "artifacts" / result["artifacts"][f"{chain}_pruned_3"] / "artifact.json").read_text()
         )
-        assert f"recovered/{last['recipe']['network']}" == result["artifacts"][f"{chain}_2"]
+        assert last["determined_by"]["inputs"]["before"] == result["artifacts"][f"{chain}_2"]
 
 
 def test_controls_can_be_left_out(finished, tmp_path):
@@ -319,7 +355,7 @@ def test_held_out_dreams_that_choose_a_student_are_part_of_its_key(finished, tmp
 
 def test_stages_stop_where_they_are_told(tmp_path):
     command([*TINY, "stage=dream", "run_dir=run"], tmp_path)
-    assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"teacher", "dreams"}
+    assert {path.parent.name for path in (tmp_path / "artifacts").glob("*/*/")} == {"teacher", "dreams"}
     assert not (tmp_path / "run" / "result.json").exists()
 
 
@@ -337,7 +373,7 @@ def test_a_teacher_starts_from_given_weights(finished, tmp_path):
 
 def test_damaged_dreams_are_made_again_and_never_used(finished, tmp_path):
     weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
-    options = [*TINY, "teacher=given", f"teacher.weights={weights}", "data=none", "run_dir=run"]
+    options = [*without_training(TINY), "teacher=pretrained", f"teacher.weights={weights}", "data=none", "run_dir=run"]
     command(options, tmp_path)
     before = result_of(tmp_path)
     batch = next(tmp_path.glob("artifacts/dreams/*/batch_00001.safetensors"))
@@ -380,7 +416,7 @@ def test_wandb_offline_holds_curves_pictures_and_the_table(finished, tmp_path):
 def test_a_fresh_student_of_another_architecture_is_taught(finished, tmp_path):
     shutil.copytree(finished / "artifacts", tmp_path / "artifacts")
     student = ["model@student=wrn_16_1", "task=transfer", "distillation=transfer"]
-    command([*TINY, *student, "run_dir=run"], tmp_path)
+    command([*LEARNING, *student, "run_dir=run"], tmp_path)
     result = result_of(tmp_path)
     assert {"teacher", "dream"} <= set(result["reused"])
     assert {"teacher", "student", "transfer"} <= set(result["artifacts"]) and "prune" not in result["artifacts"]

@@ -69,7 +69,10 @@ def test_recovery_against_time_is_that_of_the_recorded_points():
     assert text == (ROOT / "docs" / "recovery_against_time.md").read_text()
     tests = {tuple(cells[:3]): cells[4] for cells in (line.strip("| ").split(" | ") for line in text.splitlines())
              if len(cells) == 6}  # fmt: skip
-    for setting, name, iterations in (("default", "default", "150"), ("paper", "`cifar10_paper`", "2000")):
+    for setting, name, iterations in (
+        ("default", "`deepinversion_noise`", "150"),
+        ("paper", "`cifar10_paper`", "2000"),
+    ):
         row = [name, iterations, tests[setting, iterations, "75%"], tests[setting, iterations, "90%"]]
         assert f"| {' | '.join(row)} |" in README
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import cast
 
@@ -24,6 +24,10 @@ from dfkd.models.freezing import LEARNING_MOMENTUM, frozen, replaced_forward
 
 REMEDY = "Set it to live or frozen, and distillation.feature_weight to 0,"
 MOST_RATIO = 64.0  # of variances, of a channel that dreams hardly move or move too much
+
+Shifts = list[
+    tuple[Tensor, Tensor]
+]  # u and r of each forward of a teacher's layer that the student's has yet to follow
 
 
 @contextmanager
@@ -55,51 +59,55 @@ def aligned_batch_norm(
         ConfigError: the networks' batch-norm layers have different names or channels (`paired_layers`).
     """
     pairs = paired_layers(teacher, student, "distillation.batch_norm=aligned", REMEDY)
-    shifts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in pairs}
     standard = {name: cast(_BatchNorm, layer) for name, (_, layer) in pairs.items() if is_standard(layer)}
-
-    def record(name: str):
-        layer, channels = cast(_BatchNorm, pairs[name][0]), teacher_channels(pairs[name][1])
-
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            mean, variance = channel_statistics(inputs[0].detach())
-            running_mean, running_var = running_statistics(layer)
-            scale = (running_var + layer.eps).rsqrt()
-            ratio = ((variance + layer.eps) * scale.square()).clamp(1 / MOST_RATIO, MOST_RATIO)
-            kept = channels.to(mean.device)
-            shifts[name].append((((mean - running_mean) * scale)[kept], ratio[kept]))
-
-        return hook
-
-    def normalise(name: str):
-        layer = standard[name]
-
-        def forward(x: Tensor) -> Tensor:
-            shift, ratio = shifts[name].pop(0)
-            own_weight = 1.0 if layer.weight is None else layer.weight
-            weight, bias = own_weight * ratio.sqrt(), own_weight * shift
-            if layer.bias is not None:
-                bias = bias + layer.bias
-            mean, variance = torch.zeros_like(shift), torch.ones_like(shift)
-            output = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=layer.eps)
-            with torch.no_grad():
-                count = x.numel() // x.shape[1]
-                own = (variance * (count - 1) / count + layer.eps) / ratio  # biased, as the teacher's in the ratio
-                running_mean, running_var = running_statistics(layer)
-                done = cast(Tensor, layer.num_batches_tracked).add_(1)
-                share = 1 / done.item() if follow is None else follow
-                running_mean.lerp_(mean - shift * own.sqrt(), share)
-                running_var.lerp_((own - layer.eps).clamp_min(0), share)
-            return output
-
-        return forward
-
     with ExitStack() as stack:
         stack.enter_context(momentum(student, follow))  # of layers with a forward of their own
         for name, layer in standard.items():
-            stack.callback(pairs[name][0].register_forward_pre_hook(record(name)).remove)
-            stack.enter_context(replaced_forward(layer, normalise(name)))
+            shifts: Shifts = []
+            teachers = cast(_BatchNorm, pairs[name][0])
+            stack.callback(
+                teachers.register_forward_pre_hook(_shift_recorder(teachers, teacher_channels(layer), shifts)).remove
+            )
+            stack.enter_context(replaced_forward(layer, _aligned_forward(layer, shifts, follow)))
         yield
+
+
+def _shift_recorder(layer: _BatchNorm, channels: Tensor, shifts: Shifts) -> Callable[..., None]:
+    """A hook on a teacher's layer that appends u and r of its input, for the channels that the student still has."""
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean, variance = channel_statistics(inputs[0].detach())
+        running_mean, running_var = running_statistics(layer)
+        scale = (running_var + layer.eps).rsqrt()
+        ratio = ((variance + layer.eps) * scale.square()).clamp(1 / MOST_RATIO, MOST_RATIO)
+        kept = channels.to(mean.device)
+        shifts.append((((mean - running_mean) * scale)[kept], ratio[kept]))
+
+    return hook
+
+
+def _aligned_forward(layer: _BatchNorm, shifts: Shifts, follow: float | None) -> Callable[[Tensor], Tensor]:
+    """The forward of a student's layer, which takes u and r in the order in which the teacher's was called."""
+
+    def forward(x: Tensor) -> Tensor:
+        shift, ratio = shifts.pop(0)
+        own_weight = 1.0 if layer.weight is None else layer.weight
+        weight, bias = own_weight * ratio.sqrt(), own_weight * shift
+        if layer.bias is not None:
+            bias = bias + layer.bias
+        mean, variance = torch.zeros_like(shift), torch.ones_like(shift)
+        output = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=layer.eps)
+        with torch.no_grad():
+            count = x.numel() // x.shape[1]
+            own = (variance * (count - 1) / count + layer.eps) / ratio  # biased, as the teacher's in the ratio
+            running_mean, running_var = running_statistics(layer)
+            done = cast(Tensor, layer.num_batches_tracked).add_(1)
+            share = 1 / done.item() if follow is None else follow
+            running_mean.lerp_(mean - shift * own.sqrt(), share)
+            running_var.lerp_((own - layer.eps).clamp_min(0), share)
+        return output
+
+    return forward
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], teacher: nn.Module | None = None) -> None:

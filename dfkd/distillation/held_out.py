@@ -1,4 +1,4 @@
-"""Checks of a student on held-out dreams as it learns: a course to watch without any real image, and an early stop."""
+"""Checks of a student on held-out dreams as it learns: a curve to watch without any real image, and an early stop."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from dfkd.evaluation.scores import agreement
 from dfkd.models.freezing import frozen
-from dfkd.training.module import TaughtTraining
+from dfkd.training.module import TeacherStudentModule
 
 CHECKS = 20  # in a training
 
 
 class HeldOutChecks(Callback):
-    """Compares student and teacher on dreams that teach neither, about `CHECKS` times in a training.
+    """Compares student and teacher on held-out dreams, about `CHECKS` times in a training.
 
     Adds to the training's rows `held_out_kl`, the mean KL(teacher || student) in nats, and `held_out_agreement`, the
     share of dreams to which both give the same class. With `patience`, the training stops after so many checks in a row
@@ -29,7 +29,7 @@ class HeldOutChecks(Callback):
     Args:
         dreams: held-out dreams, of (image, label); the labels are not used.
         patience: None: never stops, and leaves the student as it is.
-        first: update from which a check counts for `patience`: a student that is not pruned in full has it easier.
+        first: update from which a check counts for `patience`; a student that is not yet pruned in full scores higher.
     """
 
     def __init__(self, dreams: Dataset, patience: int | None = None, first: int = 0) -> None:
@@ -37,30 +37,32 @@ class HeldOutChecks(Callback):
         self.lowest, self.waited = float("inf"), 0
         self.chosen: dict[str, Tensor] = {}
 
-    def on_train_start(self, trainer: lightning.Trainer, module: TaughtTraining) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: lightning.Trainer, module: TeacherStudentModule) -> None:  # type: ignore[override]
         self._expected = self._log_probabilities(module.teacher, module.device)
         self._every = module.record_every * max(1, module.recipe.updates // CHECKS // module.record_every)
         self._stop_if_due(trainer)  # it was, if the checkpoint was taken at that very update
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: lightning.Trainer, module: TaughtTraining, *_: Any
+        self, trainer: lightning.Trainer, module: TeacherStudentModule, *_: Any
     ) -> None:
         update = trainer.global_step
         if update % self._every and update != module.recipe.updates:
             return
-        answers = self._log_probabilities(module.network, module.device)
-        distance = F.kl_div(answers, self._expected, reduction="batchmean", log_target=True).item()
-        agreed = agreement(answers.argmax(1), self._expected.argmax(1))
+        predicted = self._log_probabilities(module.network, module.device)
+        distance = F.kl_div(predicted, self._expected, reduction="batchmean", log_target=True).item()
+        agreed = agreement(predicted.argmax(1), self._expected.argmax(1))
         module.add_to_row({"held_out_kl": distance, "held_out_agreement": agreed})
         if self.patience is None or update < self.first:
             return
         self.waited += 1
         if distance < self.lowest:
             self.lowest, self.waited = distance, 0
-            self.chosen = {name: value.detach().clone() for name, value in module.network.state_dict().items()}
+            self.chosen = module.network.state_dict()  # with its metadata, which some layers are loaded by
+            for name, value in self.chosen.items():
+                self.chosen[name] = value.detach().clone()
         self._stop_if_due(trainer)
 
-    def on_train_end(self, trainer: lightning.Trainer, module: TaughtTraining) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: lightning.Trainer, module: TeacherStudentModule) -> None:  # type: ignore[override]
         if self.chosen:
             module.network.load_state_dict(self.chosen)
 

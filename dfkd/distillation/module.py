@@ -1,4 +1,4 @@
-"""The distillation module: a student learns to answer as its teacher does, on whatever images it is given."""
+"""The distillation module: a student learns its teacher's logits, on whatever images it is given."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.freezing import frozen
 from dfkd.pruning.schedule import cubic_share
-from dfkd.pruning.sparsity import FixedZeros
+from dfkd.pruning.sparsity import SparsityMask
 from dfkd.training.augmentation import augment, cutmix, mixup
-from dfkd.training.module import TaughtTraining
+from dfkd.training.module import TeacherStudentModule
 
 PRUNINGS = 25  # steps in which a student is pruned while it learns
 
@@ -29,7 +29,7 @@ def pruning_steps(updates: int, gradual: float) -> dict[int, float]:
     return {int(update): share for update, share in steps}
 
 
-class DistillationModule(TaughtTraining):
+class DistillationModule(TeacherStudentModule):
     """Minimises a_logits t^2 KL(teacher || student) + a_labels CE(student, argmax teacher) + a_features feature_error.
 
     The last is the mean over layers (DI and PPR recover by the first). Labels in the batches are not used. What is
@@ -39,7 +39,7 @@ class DistillationModule(TaughtTraining):
     Args:
         student: trained in place.
         teacher: what it learns from.
-        recipe, seed, stage: as in `SeededTraining`.
+        recipe, seed: as in `SeededTraining`.
         prune: prunes the student in place to a share, in (0, 1], of the final amount; where it is given, the student is
             pruned at the updates of `pruning_steps`.
     """
@@ -52,13 +52,12 @@ class DistillationModule(TaughtTraining):
         teacher: nn.Module,
         recipe: DistillationRecipe,
         seed: int = 0,
-        stage: str = "recover",
         prune: Callable[[nn.Module, float], None] | None = None,
     ) -> None:
-        super().__init__(student, teacher, recipe, seed, stage)
+        super().__init__(student, teacher, recipe, seed)
         self._prune = prune
         self._steps = pruning_steps(recipe.updates, recipe.gradual) if prune is not None else {}
-        self._zeros: FixedZeros | None = None
+        self._mask: SparsityMask | None = None
 
     @property
     def pruned_from(self) -> int:
@@ -81,14 +80,14 @@ class DistillationModule(TaughtTraining):
         super().on_train_batch_start(batch, batch_idx)
         if self._prune is not None and self.global_step in self._steps:
             self._prune(self.network, self._steps[self.global_step])
-            self._zeros = None
-        if self._zeros is None:  # here, because a checkpoint's weights, with their zeros, are loaded by now
-            self._zeros = FixedZeros(self.network)
+            self._mask = None
+        if self._mask is None:  # here, because a checkpoint's weights, with their zeros, are loaded by now
+            self._mask = SparsityMask(self.network)
 
     def hold_zeros(self) -> None:
         """Set to zero again what is pruned by now."""
-        if self._zeros is not None:
-            self._zeros()
+        if self._mask is not None:
+            self._mask()
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         recipe = self.recipe
@@ -104,11 +103,11 @@ class DistillationModule(TaughtTraining):
             if recipe.feature_weight:
                 errors = together.enter_context(matched_features(self.teacher, self.network))
             with torch.no_grad(), frozen(self.teacher):
-                answers = self.teacher(images)
+                expected = self.teacher(images)
             logits = self.network(images)
-        terms = {"logits": (recipe.logits_weight, distillation_loss(logits, answers, recipe.temperature))}
+        terms = {"logits": (recipe.logits_weight, distillation_loss(logits, expected, recipe.temperature))}
         if recipe.label_weight:
-            terms["labels"] = (recipe.label_weight, F.cross_entropy(logits, answers.argmax(1)))
+            terms["labels"] = (recipe.label_weight, F.cross_entropy(logits, expected.argmax(1)))
         if recipe.feature_weight:
             terms["features"] = (recipe.feature_weight, torch.stack(errors).mean())
         total = torch.stack([weight * term for weight, term in terms.values()]).sum()

@@ -71,7 +71,7 @@ class DistillationRecipe(OptimizerRecipe):
             patience is None or not self.weight_averaging,
             "distillation.patience",
             patience,
-            "null with distillation.weight_averaging: held-out dreams judge weights, not their average",
+            "null with distillation.weight_averaging: held-out dreams choose weights, not their average",
         )
         require(0 <= self.gradual < 1, "distillation.gradual", self.gradual, "in [0, 1)")
         for option in ("mixup", "cutmix"):

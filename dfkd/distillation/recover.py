@@ -5,13 +5,11 @@ Reconstruction, batch-norm re-estimation and distillation, each where the recipe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,7 +21,7 @@ from dfkd.distillation.reconstruction import reconstruct
 from dfkd.errors import ConfigError
 from dfkd.models.freezing import learning
 from dfkd.training.data import SeededDataModule
-from dfkd.training.fit import TrainerOptions, fit
+from dfkd.training.fit import TrainerOptions, Workplace, fit
 
 RECONSTRUCTION_IMAGES = 512  # every layer sees them all, each at many places
 
@@ -33,11 +31,7 @@ def recover_student(
     teacher: nn.Module,
     data: SeededDataModule,
     recipe: DistillationRecipe,
-    seed: int,
-    directory: Path,
-    options: TrainerOptions,
-    loggers: Sequence[Logger] = (),
-    stage: str = "recover",
+    workplace: Workplace,
     prune: Callable[[nn.Module, float], None] | None = None,
     held_out: Dataset | None = None,
 ) -> list[dict[str, float]]:
@@ -47,18 +41,14 @@ def recover_student(
         student: a pruned network in the teacher's shape, or any network with as many classes; with `prune`, the one
             to be pruned.
         teacher: what it learns from; left as it was.
-        data: streams `(images, labels)`; the labels are not used.
+        data: streams `(images, labels)`; the labels are not used. Its seed is also that of the augmentation.
         recipe: what to do.
-        seed: of the order of images and of their augmentation.
-        directory: where the checkpoint to continue from is kept.
-        options: where to compute.
-        loggers: told the course of the training.
-        stage: name of this recovery in logs.
+        workplace: where the checkpoint to continue from is kept, where to compute, and who is told the curves.
         prune: prunes a network in place to a share of the final amount; the student is then pruned as it learns.
-        held_out: dreams, (image, label), that only judge the student on its way; None: it is not judged.
+        held_out: held-out dreams, (image, label), on which student and teacher are compared; None: they are not.
 
     Returns:
-        The course of the training: rows of `update`, the losses and what `HeldOutChecks` adds.
+        The history of the training: rows of `update`, the losses and what `HeldOutChecks` adds.
 
     Raises:
         ConfigError: the recipe has patience, but there are no held-out dreams.
@@ -66,24 +56,25 @@ def recover_student(
     """
     if recipe.patience is not None and held_out is None:
         raise ConfigError(
-            f"distillation.patience is {recipe.patience}, but there are no held-out dreams to judge the student by. "
+            f"distillation.patience is {recipe.patience}, but there are no held-out dreams to choose the student by. "
             "Make some (num_held_out of the inversion), or set it to null."
         )
+    options = workplace.options
     with torch.random.fork_rng():
         if recipe.reconstruct:
-            reconstruct_on(student, teacher, data.one_pass(), options)
+            reconstruct_on(student, teacher, data.first_epoch(), options)
         if recipe.reestimate_batch_norm:
-            reestimate_on(student, teacher, data.one_pass(), recipe, options)
+            reestimate_on(student, teacher, data.first_epoch(), recipe, options)
         if not recipe.updates:
             return []
-        module = DistillationModule(student, teacher, recipe, seed, stage, prune)
+        module = DistillationModule(student, teacher, recipe, data.stream.seed, prune)
         callbacks: list[Callback] = []
         if recipe.weight_averaging:
             callbacks.append(EMAWeightAveraging(decay=recipe.weight_averaging))
         if held_out is not None:
             callbacks.append(HeldOutChecks(held_out, recipe.patience, module.pruned_from))
         with learning(student):
-            history = fit(module, data, directory, options, loggers, callbacks)
+            history = fit(module, data, workplace, callbacks)
         module.hold_zeros()  # an average remembers what was pruned on the way
         return history
 
@@ -102,7 +93,7 @@ def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, o
 def reestimate_on(
     student: nn.Module, teacher: nn.Module, loader: DataLoader, recipe: DistillationRecipe, options: TrainerOptions
 ) -> None:
-    """`reestimate_batch_norm` over one pass of `loader`, on the options' device; aligned where the recipe is."""
+    """`reestimate_batch_norm` over one epoch of `loader`, on the options' device; aligned where the recipe is."""
     with _on_device(options, student, teacher):
         aligned_with = teacher if recipe.batch_norm == "aligned" else None
         reestimate_batch_norm(student, _images(loader, options), aligned_with)

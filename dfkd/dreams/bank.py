@@ -27,14 +27,14 @@ class Dreams:
         labels: target classes, (N,); the teacher's prediction where the inversion had no targets.
         predictions: the teacher's most likely class, (N,).
         confidence: the teacher's probability of the label, (N,).
-        held_out: how many of the last dreams only judge the student and never train it.
+        num_held_out: how many of the last dreams never train a student: it is compared with its teacher on them.
     """
 
     images: Tensor
     labels: Tensor
     predictions: Tensor
     confidence: Tensor
-    held_out: int = 0
+    num_held_out: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -42,12 +42,12 @@ class Dreams:
     @property
     def training(self) -> Dreams:
         """The dreams that train the student."""
-        return self._slice(0, len(self) - self.held_out)
+        return self._slice(0, len(self) - self.num_held_out)
 
     @property
-    def judging(self) -> Dreams:
-        """The held-out dreams."""
-        return self._slice(len(self) - self.held_out, len(self))
+    def held_out(self) -> Dreams:
+        """The dreams that never train a student."""
+        return self._slice(len(self) - self.num_held_out, len(self))
 
     @property
     def teacher_accuracy(self) -> float:
@@ -70,12 +70,12 @@ class DreamBank:
         return self.directory / f"batch_{index:05d}.safetensors"
 
     def write(self, index: int, dreams: Dreams, history: list[dict[str, float]]) -> None:
-        """Store batch `index` and the course of its inversion."""
+        """Store batch `index` and the history of its inversion."""
         tensors = {name: getattr(dreams, name) for name in TENSORS}
         save_tensors(self.path(index), tensors, notes=history)
 
     def read(self, index: int) -> tuple[Dreams, list[dict[str, float]]]:
-        """Batch `index` and the course of its inversion (`ArtifactError` if missing or damaged)."""
+        """Batch `index` and the history of its inversion (`ArtifactError` if missing or damaged)."""
         tensors, history = load_tensors(self.path(index))
         return _dreams(tensors), history
 
@@ -93,12 +93,12 @@ class DreamBank:
             missing.append(index)
         return missing
 
-    def load(self, count: int, held_out: int) -> tuple[Dreams, list[dict[str, Any]]]:
-        """All of the `count` batches as one, and the courses of their inversions, each row with its `batch`."""
+    def load(self, count: int, num_held_out: int) -> tuple[Dreams, list[dict[str, Any]]]:
+        """All of the `count` batches as one, and the histories of their inversions, each row with its `batch`."""
         batches = [self.read(index) for index in range(count)]
         joined = _dreams({name: torch.cat([getattr(dreams, name) for dreams, _ in batches]) for name in TENSORS})
         history = [{"batch": index, **row} for index, (_, rows) in enumerate(batches) for row in rows]
-        return replace(joined, held_out=held_out), history
+        return replace(joined, num_held_out=num_held_out), history
 
 
 def _dreams(tensors: dict[str, Tensor]) -> Dreams:

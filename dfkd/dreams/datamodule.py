@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.utils.data import DataLoader, TensorDataset
 
 from dfkd.dreams.bank import Dreams
-from dfkd.training.data import SeededDataModule
+from dfkd.training.data import SeededDataModule, Stream
 
 
 class DreamDataModule(SeededDataModule):
@@ -13,22 +13,22 @@ class DreamDataModule(SeededDataModule):
 
     Args:
         dreams: a loaded bank.
-        batch_size, batches, seed: as in `SeededDataModule`.
+        stream: which batches.
     """
 
-    def __init__(self, dreams: Dreams, batch_size: int, batches: int, seed: int = 0) -> None:
-        super().__init__(batch_size, batches, seed)
+    def __init__(self, dreams: Dreams, stream: Stream) -> None:
+        super().__init__(stream)
         self.dreams = dreams
 
     def training_set(self) -> TensorDataset:
         return _dataset(self.dreams.training)
 
     def held_out_set(self) -> TensorDataset:
-        """The dreams that only judge."""
-        return _dataset(self.dreams.judging)
+        """The held-out dreams."""
+        return _dataset(self.dreams.held_out)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.held_out_set(), self.batch_size)
+        return DataLoader(self.held_out_set(), self.stream.batch_size)
 
 
 def _dataset(dreams: Dreams) -> TensorDataset:

@@ -1,5 +1,5 @@
-"""Judging networks: accuracy on real test images, agreement with the teacher on held-out dreams."""
+"""Evaluation: of networks by accuracy and agreement with the teacher, and of the quality of dreams."""
 
-from dfkd.evaluation.scores import Marks, accuracy, agreement, predict, score
+from dfkd.evaluation.scores import Scores, accuracy, agreement, predict, score
 
-__all__ = ["Marks", "accuracy", "agreement", "predict", "score"]
+__all__ = ["Scores", "accuracy", "agreement", "predict", "score"]

@@ -1,7 +1,8 @@
-"""What a network gets right: on labelled images, and in the eyes of its teacher."""
+"""Accuracy on labelled images, and agreement with the teacher on held-out dreams."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from dfkd.models.freezing import frozen
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.progress import Progress
 
-Marks = dict[str, float | None]  # each in [0, 1], None where it cannot be known
+Scores = dict[str, float | None]  # each in [0, 1], None where it cannot be known
 
 
 def score(
@@ -22,49 +23,60 @@ def score(
     test_sets: dict[str, Dataset | None],
     num_classes: int,
     options: TrainerOptions,
-) -> dict[str, Marks]:
-    """The marks of every network, by name; one of them is the `teacher`.
+    look: Callable[[str, Tensor, Tensor], None] = lambda name, logits, labels: None,
+) -> dict[str, Scores]:
+    """The scores of every network, by name; one of them is the `teacher`.
 
-    Its marks are, under the name of each test set, the share of these real images that it classifies rightly; and
-    `agreement`, the share of the held-out dreams on which its answer is the teacher's.
+    They are, under the name of each test set, the accuracy on these real images; and `agreement`, the share of the
+    held-out dreams on which the network predicts what the teacher does.
 
     Args:
         models: left as they were.
-        held_out: dreams that no network has learned from, (image, label); None: no agreement.
+        held_out: held-out dreams, (image, label); None: no agreement.
         test_sets: real images, (image, label), by name; None: no accuracy.
         num_classes: of the labels.
         options: where to compute.
+        look: given a network's name, its logits (N, classes) on a test set and the labels (N,).
     """
+
+    def right(name: str, model: nn.Module, images: Dataset) -> float:
+        logits, labels = logits_of(model, images, device, options.num_workers)
+        look(name, logits, labels)
+        return accuracy(logits.argmax(1), labels, num_classes)
+
     device = options.torch_device()
-    answers: dict[str, Tensor] = {}
-    marks: dict[str, Marks] = {}
+    predictions: dict[str, Tensor] = {}
+    scores: dict[str, Scores] = {}
     with Progress("evaluate", len(models), "networks") as progress:
         for name, model in models.items():
             if held_out is not None:
-                answers[name], _ = predict(model, held_out, device)
-            marks[name] = {
-                test: None
-                if images is None
-                else accuracy(*predict(model, images, device, options.num_workers), num_classes)
-                for test, images in test_sets.items()
+                predictions[name], _ = predict(model, held_out, device)
+            scores[name] = {
+                test: None if images is None else right(name, model, images) for test, images in test_sets.items()
             }
             progress.advance(1)
-    for name in marks:
-        marks[name]["agreement"] = agreement(answers[name], answers["teacher"]) if answers else None
-    return marks
+    for name in scores:
+        scores[name]["agreement"] = agreement(predictions[name], predictions["teacher"]) if predictions else None
+    return scores
 
 
 def predict(model: nn.Module, dataset: Dataset, device: torch.device, num_workers: int = 0) -> tuple[Tensor, Tensor]:
     """The most likely class of every image and the labels, each (N,); the model is left as it was."""
+    logits, labels = logits_of(model, dataset, device, num_workers)
+    return logits.argmax(1), labels
+
+
+def logits_of(model: nn.Module, dataset: Dataset, device: torch.device, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+    """The logits (N, classes) of every image and the labels (N,); the model is left as it was."""
     home = next(model.parameters()).device
-    predictions, labels = [], []
+    found, labels = [], []
     loader: DataLoader[Any] = DataLoader(dataset, batch_size=256, num_workers=num_workers)
     with torch.inference_mode(), frozen(model.to(device)):
         for images, targets in loader:
-            predictions.append(model(images.to(device).float()).argmax(dim=1).cpu())
+            found.append(model(images.to(device).float()).cpu())
             labels.append(targets)
     model.to(home)
-    return torch.cat(predictions), torch.cat(labels)
+    return torch.cat(found), torch.cat(labels)
 
 
 def accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> float:

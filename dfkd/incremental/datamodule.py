@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfkd.seeding import derive_seed
-from dfkd.training.data import SeededBatches, SeededDataModule
+from dfkd.training.data import SeededBatches, SeededDataModule, Stream
 
 
 class PairedDataModule(SeededDataModule):
     """Streams `(images (B, 2, C, H, W), labels (B, 2))`: at 0 the new classes, at 1 the memory of the old ones.
 
-    Each of the two has passes of its own. Without a memory there is 0 alone.
+    Each of the two has epochs of its own. Without a memory there is 0 alone.
 
     Args:
         new: images of the new classes, with their labels among all classes.
         memory: dreams of the old classes, or in a control their images; None: nothing.
-        batch_size, batches, seed, num_workers: as in `SeededDataModule`.
+        stream: which batches.
     """
 
-    def __init__(
-        self, new: Dataset, memory: Dataset | None, batch_size: int, batches: int, seed: int = 0, num_workers: int = 0
-    ) -> None:
-        super().__init__(batch_size, batches, seed, num_workers)
+    def __init__(self, new: Dataset, memory: Dataset | None, stream: Stream) -> None:
+        super().__init__(stream)
         self.sets = [new] if memory is None else [new, memory]
 
     def train_dataloader(self) -> DataLoader:
-        size = min(self.batch_size, *(len(part) for part in self.sets))  # type: ignore[arg-type]
-        seeds = self.seed, derive_seed(self.seed, "memory")
+        size = min(self.stream.batch_size, *(len(part) for part in self.sets))  # type: ignore[arg-type]
+        seeds = self.stream.seed, derive_seed(self.stream.seed, "memory")
         batches = [
-            SeededBatches(len(part), size, self.batches, seed, self.consumed)  # type: ignore[arg-type]
+            SeededBatches(len(part), replace(self.stream, batch_size=size, seed=seed), self.consumed)  # type: ignore[arg-type]
             for part, seed in zip(self.sets, seeds, strict=False)
         ]
-        return DataLoader(_SideBySide(self.sets), batch_sampler=_Zipped(batches), num_workers=self.num_workers)
+        return DataLoader(_SideBySide(self.sets), batch_sampler=_Zipped(batches), num_workers=self.stream.num_workers)
 
 
 class _SideBySide(Dataset):

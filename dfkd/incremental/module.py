@@ -10,7 +10,7 @@ from dfkd.distillation.losses import distillation_loss
 from dfkd.incremental.recipe import IncrementalRecipe
 from dfkd.models.freezing import frozen
 from dfkd.training.augmentation import augment
-from dfkd.training.module import TaughtTraining
+from dfkd.training.module import TeacherStudentModule
 
 
 def incremental_losses(
@@ -40,16 +40,16 @@ def incremental_losses(
     classes = old_logits.shape[1]
     first = classes if separate_heads else 0
     seen = dream_logits[:, :classes] if separate_heads else dream_logits
-    answers = F.log_softmax(seen / t, 1)[:, :classes]
+    predicted = F.log_softmax(seen / t, 1)[:, :classes]
     expected = F.log_softmax(old_dream_logits / t, 1)
     return {
-        "dreams": t**2 * F.kl_div(answers, expected, reduction="batchmean", log_target=True),
+        "dreams": t**2 * F.kl_div(predicted, expected, reduction="batchmean", log_target=True),
         "new": F.cross_entropy(new_logits[:, first:], labels - first),
         "old": distillation_loss(new_logits[:, :classes], old_logits, t),
     }
 
 
-class ClassIncrementalLearning(TaughtTraining):
+class ClassIncrementalLearning(TeacherStudentModule):
     """Minimises CE(new images) + a_old KL(old classes, new images) + a_dreams KL(dreams), see `incremental_losses`.
 
     Batches are those of `PairedDataModule`. The network sees new images and dreams as one batch, so that its batch
@@ -58,7 +58,7 @@ class ClassIncrementalLearning(TaughtTraining):
     Args:
         network: the old network with room for the new classes, trained in place.
         old: the network that knows the old classes; used in eval mode and left as it was.
-        recipe, seed, stage: as in `SeededTraining`.
+        recipe, seed: as in `SeededTraining`.
         memory_is_real: a control: the memory holds images, and their labels are learned by cross-entropy.
     """
 
@@ -70,10 +70,9 @@ class ClassIncrementalLearning(TaughtTraining):
         old: nn.Module,
         recipe: IncrementalRecipe,
         seed: int = 0,
-        stage: str = "learn",
         memory_is_real: bool = False,
     ) -> None:
-        super().__init__(network, old, recipe, seed, stage)
+        super().__init__(network, old, recipe, seed)
         self._memory_is_real = memory_is_real
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dfkd.errors import require
 from dfkd.training.optimizer import OptimizerRecipe
@@ -39,8 +38,3 @@ class IncrementalRecipe(OptimizerRecipe):
         require(self.temperature > 0, "incremental.temperature", self.temperature, "above 0")
         for option in ("dream_weight", "old_weight"):
             require(getattr(self, option) >= 0, f"incremental.{option}", getattr(self, option), "0 or more")
-
-    def identity(self) -> dict[str, Any]:
-        """As of any training; the dreams' term of separate heads once was over all classes, which is told apart."""
-        left = {"dreams": "old classes"} if self.separate_heads and self.dream_weight else {}
-        return super().identity() | left

@@ -27,7 +27,7 @@ def dream_batch(
     `earlier` are dreams of the same teacher, which are needed where `recipe.start` is `dreams`.
 
     Returns:
-        The dreams, in CPU memory, with what the teacher sees in them; and the course of their inversion.
+        The dreams, in CPU memory, with what the teacher sees in them; and the history of their inversion.
 
     Raises:
         InversionError: the loss was not finite, or the images leave the range of their storage.
@@ -42,7 +42,7 @@ def dream_batch(
         result = optimise(start, labels, gradient, generator, _valid_range(recipe, spec, device), on_check)
     except InversionError as error:
         raise InversionError(f"Batch {batch.number}: {error} It was not stored.") from error
-    return _judged(gradient, result.images.half(), labels), result.history
+    return _labelled(gradient, result.images.half(), labels), result.history
 
 
 def _valid_range(recipe: InversionRecipe, spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor] | None:
@@ -53,7 +53,7 @@ def _valid_range(recipe: InversionRecipe, spec: InputSpec, device: torch.device)
     return lowest.to(device), highest.to(device)
 
 
-def _judged(gradient: ObjectiveGradient, images: Tensor, labels: Tensor) -> Dreams:
+def _labelled(gradient: ObjectiveGradient, images: Tensor, labels: Tensor) -> Dreams:
     if not images.isfinite().all():
         raise InversionError(
             "The images left the range of their float16 storage. Set inversion.clip=true or raise "

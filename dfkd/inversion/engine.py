@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ OnCheck = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class OptimisedBatch:
-    """Images (B, C, H, W) of the iteration with the lowest loss, and the terms' course: rows with `iteration`."""
+    """Images (B, C, H, W) of the iteration with the lowest loss, and the terms' history: rows with `iteration`."""
 
     images: Tensor
     history: list[dict[str, float]]
@@ -73,29 +74,35 @@ def optimise(
         if on_check is not None:
             on_check(iteration, values)
 
-    for first, iterations, pooling in _stages(recipe):
-        images = _stage(images, labels, gradient, generator, valid_range, check, first, iterations, pooling)
+    for resolution in _resolutions(recipe):
+        images = _optimise_at(resolution, images, labels, gradient, generator, valid_range, check)
     return OptimisedBatch(images, history)
 
 
-def _stages(recipe: InversionRecipe) -> list[tuple[int, int, int]]:
-    """First iteration, number of iterations and pooling of each stage."""
+class _Resolution(NamedTuple):
+    """One stage of an inversion: its first iteration, how many there are, and how far the images are pooled."""
+
+    first: int
+    iterations: int
+    pooling: int
+
+
+def _resolutions(recipe: InversionRecipe) -> list[_Resolution]:
     half = recipe.half_resolution_iterations
-    full = (half, recipe.iterations, 1)
-    return [(0, half, 2), full] if half else [full]
+    full = _Resolution(half, recipe.iterations, 1)
+    return [_Resolution(0, half, 2), full] if half else [full]
 
 
-def _stage(
+def _optimise_at(
+    resolution: _Resolution,
     images: Tensor,
     labels: Tensor,
     gradient: ObjectiveGradient,
     generator: torch.Generator,
     valid_range: tuple[Tensor, Tensor] | None,
     check: Callable[[int, dict[str, Tensor], Tensor], None],
-    first: int,
-    iterations: int,
-    pooling: int,
 ) -> Tensor:
+    first, iterations, pooling = resolution
     recipe = gradient.objective.recipe
     # The images keep the usual format whatever the network's: of 3 channels, the priors are faster in it.
     images = images.detach().clone(memory_format=torch.contiguous_format).requires_grad_(True)

@@ -5,24 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from dfkd.dreams.bank import DreamBank, Dreams
 from dfkd.errors import InversionError, require
-from dfkd.inversion.engine import OnCheck
-from dfkd.inversion.module import InversionModule, logged
+from dfkd.inversion.module import InversionModule, OnBatchCheck
 from dfkd.inversion.plan import plan_batches
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec
-from dfkd.training.fit import TrainerOptions, quiet_lightning
+from dfkd.training.fit import Workplace, quiet_lightning
 from dfkd.training.progress import Progress
 
 ALONE = "1 with inversion.feature_history, which makes batches one after the other"
@@ -33,20 +30,17 @@ def fill_bank(
     recipe: InversionRecipe,
     spec: InputSpec,
     seed: int,
-    directory: Path,
-    options: TrainerOptions,
-    student: nn.Module | None = None,
-    loggers: Sequence[Logger] = (),
+    workplace: Workplace,
     earlier: Dreams | None = None,
 ) -> tuple[Dreams, list[dict[str, Any]]]:
-    """Make the batches that the bank in `directory` lacks, and load all of it.
+    """Make the batches that the bank in the workplace lacks, and load all of it.
 
     Each batch depends on the teacher, the recipe and (seed, its index) alone, and where the recipe says so on the
     batches before it, or on `earlier` dreams of the same teacher: a bank that was interrupted, or shared by several
     devices, ends as one that was not.
 
     Returns:
-        The dreams, and the course of their inversion: rows of batch, iteration and the terms' values.
+        The dreams, and the history of their inversion: rows of step, batch, iteration and the terms' values.
 
     Raises:
         ModelError: the teacher has no batch norm.
@@ -54,40 +48,33 @@ def fill_bank(
         InversionError: a batch's loss was not finite, or a process died; finished batches stay in the bank.
     """
     require_batch_norm(teacher)
+    bank, options = DreamBank(workplace.directory), workplace.options
     if recipe.feature_history:
         require(options.dream_devices == 1, "trainer.dream_devices", options.dream_devices, ALONE)
-    bank = DreamBank(directory)
     plan = plan_batches(recipe, spec.num_classes, seed)
     missing = bank.missing(len(plan))
+    ranks = min(options.dream_devices, len(missing))
     if missing:
-        ranks = min(options.dream_devices, len(missing))
-        module = InversionModule(
-            teacher,
-            recipe,
-            bank,
-            spec,
-            [plan[number] for number in missing],
-            len(plan),
-            student,
-            options.compile,
-            earlier=earlier,
-        )
+        batches = [plan[number] for number in missing]
+        module = InversionModule(teacher, recipe, spec, bank, batches, len(plan), options.compile, earlier)
         total = len(plan) * recipe.total_iterations
-        with Progress("dream", total, "iterations", done=total - len(missing) * recipe.total_iterations) as progress:
+        done = total - len(missing) * recipe.total_iterations
+        with Progress(workplace.name, total, "iterations", done=done) as progress:
             if ranks == 1:
-                module.on_check = _counted(progress, recipe)
-                _fit(module, options.make_trainer(loggers, max_epochs=1))
+                module.on_check = _told(progress, recipe, workplace)
+                _fit(module, options.make_trainer(max_epochs=1))
             else:
                 with _watching(bank, missing, recipe, progress):
                     _fit(module, options.make_trainer(max_epochs=1, ranks=ranks))
     dreams, history = bank.load(len(plan), recipe.num_held_out)
-    if missing and ranks > 1:  # the ranks are processes of their own, which the loggers do not reach
-        for row in history:
-            if row["batch"] in missing:
-                values = {name: value for name, value in row.items() if name != "batch"}
-                for logger in loggers:
-                    logger.log_metrics(*logged(recipe, row["batch"], values))
+    history = [{"step": _step(recipe, row["batch"], row["iteration"]), **row} for row in history]
+    if ranks > 1:  # the ranks are processes of their own, which no logger reaches
+        workplace.metrics.replay(workplace.name, [row for row in history if row["batch"] in missing])
     return dreams, history
+
+
+def _step(recipe: InversionRecipe, batch: int, iteration: int) -> int:
+    return batch * recipe.total_iterations + iteration
 
 
 def _fit(module: InversionModule, trainer: Trainer) -> None:
@@ -107,13 +94,15 @@ def _fit(module: InversionModule, trainer: Trainer) -> None:
         module.teacher.to(home)
 
 
-def _counted(progress: Progress, recipe: InversionRecipe) -> OnCheck:
+def _told(progress: Progress, recipe: InversionRecipe, workplace: Workplace) -> OnBatchCheck:
     reached = 0
 
-    def on_check(iteration: int, terms: dict[str, float]) -> None:
+    def on_check(batch: int, iteration: int, terms: dict[str, float]) -> None:
         nonlocal reached
-        progress.advance(iteration - reached, f"loss {terms['total']:.4g}")
-        reached = iteration % recipe.total_iterations
+        progress.advance(iteration + 1 - reached, f"loss {terms['total']:.4g}")
+        reached = (iteration + 1) % recipe.total_iterations
+        row = {"batch": batch, "iteration": iteration, **terms}
+        workplace.metrics.log(workplace.name, _step(recipe, batch, iteration), row)
 
     return on_check
 

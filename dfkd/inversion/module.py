@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +21,8 @@ from dfkd.inversion.plan import PlannedBatch
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
 
+OnBatchCheck = Callable[[int, int, dict[str, float]], None]
+
 
 class InversionModule(lightning.LightningModule):
     """One training step inverts the teacher into one batch of dreams, from noise to the bank.
@@ -31,14 +33,15 @@ class InversionModule(lightning.LightningModule):
     Args:
         teacher: the network to invert; left as it was.
         recipe: the objective and its optimisation.
-        bank: where finished batches go.
         spec: the teacher's input.
+        bank: where finished batches go.
         batches: what to make.
         num_planned: batches of the whole bank, whether or not they are still to be made.
-        student: the network to compete with where `recipe.competition_weight` is above 0.
         compile: `always`, `never`, or `auto`: where it saves more time than it costs.
-        on_check: called now and then with the iterations done on the batch in hand and the terms' values.
         earlier: dreams of the same teacher to start from, where `recipe.start` is `dreams`.
+
+    Attributes:
+        on_check: called now and then with the batch in hand, its iteration and the terms' values.
 
     Raises:
         InversionError: a batch's loss was not finite; it is not stored, those before it are.
@@ -48,26 +51,23 @@ class InversionModule(lightning.LightningModule):
         self,
         teacher: nn.Module,
         recipe: InversionRecipe,
-        bank: DreamBank,
         spec: InputSpec,
+        bank: DreamBank,
         batches: Sequence[PlannedBatch],
         num_planned: int,
-        student: nn.Module | None = None,
         compile: str = "auto",
-        on_check: OnCheck | None = None,
         earlier: Dreams | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.teacher = teacher
-        self.student = student
         self.recipe = recipe
         self.bank = bank
         self.spec = spec
         self.batches = list(batches)
         self.num_planned = num_planned
         self.compile_when = compile
-        self.on_check = on_check
+        self.on_check: OnBatchCheck | None = None
         self.held: ExitStack | None = None
         self.statistics = EarlierStatistics(bank, recipe.feature_history)
         self.earlier = earlier
@@ -82,7 +82,7 @@ class InversionModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         # The objective is held over all batches: compiled code knows the networks as they are within it.
         self.held = ExitStack()
-        objective = self.held.enter_context(inversion_objective(self.teacher, self.recipe, self.student))
+        objective = self.held.enter_context(inversion_objective(self.teacher, self.recipe))
         self.gradient = ObjectiveGradient(objective, self._compiled_batch(objective))
 
     def on_train_end(self) -> None:
@@ -111,17 +111,9 @@ class InversionModule(lightning.LightningModule):
             pays = self.compile_when == "always"
         return size if pays else None
 
-    def _report(self, index: int) -> OnCheck:
+    def _report(self, batch: int) -> OnCheck:
         def report(iteration: int, terms: dict[str, float]) -> None:
-            for logger in self.loggers:
-                logger.log_metrics(*logged(self.recipe, index, {"iteration": iteration, **terms}))
             if self.on_check is not None:
-                self.on_check(iteration + 1, terms)
+                self.on_check(batch, iteration, terms)
 
         return report
-
-
-def logged(recipe: InversionRecipe, batch: int, row: dict[str, float]) -> tuple[dict[str, float], int]:
-    """A row of a batch's history as metrics for a logger, and their step."""
-    metrics = {f"dream/{name}": value for name, value in {"batch": batch, **row}.items()}
-    return metrics, int(batch * recipe.total_iterations + row["iteration"])

@@ -21,7 +21,7 @@ class InversionRecipe:
 
     Attributes:
         num_images: dreams to train the student on.
-        num_held_out: further dreams, in batches of their own, that only judge it. 0: none.
+        num_held_out: further dreams, in batches of their own, on which it is compared with its teacher. 0: none.
         batch_size: images optimised together; their joint statistics are matched to the teacher's.
         start: what the images are at first: `noise` (DI), `procedural` pictures, or earlier `dreams` of the teacher.
         start_families: families of procedural pictures (`dfkd.procedural`), in turn.

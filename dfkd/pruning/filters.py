@@ -82,10 +82,10 @@ def prune_filters_by_taylor(
     relative: bool = True,
     teacher: nn.Module | None = None,
 ) -> None:
-    """Cut out the filters that the answers on dreams depend on least, as `prune_filters` does by weight.
+    """Cut out the filters that the predictions on dreams depend on least, as `prune_filters` does by weight.
 
     The importance of a filter is the mean over batches of (sum g w)^2 over its weights (Molchanov et al. 2019), with
-    g the gradient of the loss against labels drawn from the teacher's answers. That gradient's mean is the one of
+    g the gradient of the loss against labels drawn from the teacher's predictions. That gradient's mean is the one of
     KL(teacher || student), which DeepInversion uses; its spread adds the second-order change of the same divergence.
     Without it nothing could be told at the start, where student and teacher are equal and the gradient of KL is 0.
 
@@ -93,7 +93,7 @@ def prune_filters_by_taylor(
         dreams: images (N, C, H, W) in normalised input space.
         seed: of the labels that are drawn.
         relative: to the mean of its layer, as by weight; else filters of all layers are compared as they are (DI).
-        teacher: the network that `amount` is a share of and whose answers count; None: `model` as it is.
+        teacher: the network that `amount` is a share of and whose predictions count; None: `model` as it is.
     """
     teacher = copy.deepcopy(model) if teacher is None else teacher
     generator = torch.Generator().manual_seed(derive_seed(seed, "Taylor importance"))
@@ -210,7 +210,7 @@ def _roots_that_can_go(model: nn.Module, images: Tensor) -> list[str]:
     """Roots of the groups whose removal changes nothing but what removing channels must change.
 
     A trace may miss how channels are tied together (padded shortcuts, fixed sizes, the output itself). So channels are
-    cut out of a copy on trial, and it must then answer as another copy in which they are only set to zero.
+    cut out of a copy on trial, and it must then compute what another copy does, in which they are only set to zero.
     """
     groups = _Graph(model, images).groups()
     roots = [name for name, group in groups.items() if len(group[0].idxs) > 1 and not _is_grouped(group)]
@@ -268,8 +268,8 @@ def _taylor(student: nn.Module, teacher: nn.Module, dreams: Tensor, generator: t
     for batch in batches:
         images = batch.to(device).float()
         with torch.no_grad(), frozen(teacher):
-            answers = teacher(images).softmax(1).cpu()
-        labels = torch.multinomial(answers, 1, generator=generator).squeeze(1).to(device)
+            probabilities = teacher(images).softmax(1).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(device)
         with torch.enable_grad():
             gradients = torch.autograd.grad(F.cross_entropy(probe(images), labels), list(weights.values()))
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):

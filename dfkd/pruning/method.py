@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from dfkd.files import file_checksum
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,14 @@ class PruningMethod:
     def amount(self) -> float | None:
         """The share that goes in the end; None where there is nothing that could rise from step to step."""
         return self.recipe.get("amount")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings, and where the function is a user's own, a digest of the file that it is written in."""
+        function = self.function.func if isinstance(self.function, partial) else self.function
+        if function.__module__.startswith("dfkd."):
+            return self.recipe  # the version of the store stands for our own code
+        source = inspect.getsourcefile(function)
+        return self.recipe | {"code": None if source is None else file_checksum(Path(source))}
 
     def takes(self, argument: str) -> bool:
         """Whether the function has an argument of that name."""

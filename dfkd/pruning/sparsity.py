@@ -60,7 +60,7 @@ def nonzero_weights(model: nn.Module) -> int:
     return sum(int(weight.count_nonzero()) for weight in prunable_weights(model).values())
 
 
-class FixedZeros:
+class SparsityMask:
     """Keeps the weights that are zero now at zero: call it after every optimiser step.
 
     The mask is read from the weights themselves, so a student that was pruned by any tool can be recovered, and the

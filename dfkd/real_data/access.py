@@ -122,11 +122,6 @@ class RealImages:
             self._identities[split] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         return self._identities[split]
 
-    @property
-    def fingerprint(self) -> str:
-        """The identities of both splits."""
-        return " ".join(self._identity(split) for split in Split)
-
 
 def _content(dataset: Any) -> str:
     """All images and labels of a data set as one digest."""

@@ -22,7 +22,7 @@ def likely_order(predictions: Tensor, labels: Tensor, num_classes: int) -> list[
         labels: of the same images (N,).
         num_classes: of both.
     """
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     if len(labels) < 5 * num_classes:
         return None

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from dfkd.seeding import derive_seed
-from dfkd.training.data import SeededDataModule
+from dfkd.training.data import SeededDataModule, Stream
 
 
 class RealDataModule(SeededDataModule):
@@ -14,11 +14,11 @@ class RealDataModule(SeededDataModule):
 
     Args:
         dataset: of (normalised image (C, H, W), label).
-        batch_size, batches, seed, num_workers: as in `SeededDataModule`.
+        stream: which batches.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, batches: int, seed: int = 0, num_workers: int = 0) -> None:
-        super().__init__(batch_size, batches, seed, num_workers)
+    def __init__(self, dataset: Dataset, stream: Stream) -> None:
+        super().__init__(stream)
         self.dataset = dataset
 
     def training_set(self) -> Dataset:

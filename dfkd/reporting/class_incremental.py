@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dfkd.evaluation import Marks
 from dfkd.reporting.percent import percent
-from dfkd.tasks import ClassIncremental
+from dfkd.reporting.record import Record
 from dfkd.training.progress import duration
 
 # Names of the table's rows, in order.
@@ -19,34 +18,34 @@ NETWORKS = {
     "joint": "control: joint training on real images",
 }
 COLUMNS = ["network", "old classes", "new classes", "all classes", "agreement"]
-MARKS = ("old", "new", "combined", "agreement")
+SCORES = ("old", "new", "combined", "agreement")
 
 
-def result_of(pipeline: ClassIncremental, scores: dict[str, Marks], sizes: dict[str, int]) -> dict[str, Any]:
+def result_of(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
     """What `result.json` tells beside the facts that every task records.
 
     `scores` are accuracies in [0, 1] among all classes, on the test images of the old, the new and all classes;
-    `agreement` is the share of held-out dreams of old classes that keep the teacher's answer.
+    `agreement` is the share of held-out dreams of old classes on which a network predicts what the teacher does.
     """
-    e = pipeline.experiment
-    return {
-        "classes": {"old": e.spec.num_classes, "new": e.incremental.new_classes},
-        "scores": {name: scores[name] for name in NETWORKS if name in scores},
-        "bytes": sizes,
-    }
+    scores = {name: record.scores[name] for name in NETWORKS if name in record.scores}
+    return {**record.facts, "scores": scores, "bytes": sizes}
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows as text."""
-    scores = result["scores"].items()
-    return COLUMNS, [(NETWORKS[name], *(percent(marks[mark]) for mark in MARKS)) for name, marks in scores]
+    held_out = result["dreams"]["held_out"]
+    counts = dict.fromkeys(SCORES) | {"agreement": held_out}
+    return COLUMNS, [
+        (NETWORKS[name], *(percent(scores[kind], counts[kind]) for kind in SCORES))
+        for name, scores in result["scores"].items()
+    ]
 
 
 def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
-    """The mark that the networks can be told apart by, and its value by network."""
-    known = all(marks["combined"] is not None for marks in result["scores"].values())
-    mark = "combined" if known else "new"
-    return "accuracy", {NETWORKS[name]: marks[mark] for name, marks in result["scores"].items()}
+    """The score that the networks can be told apart by, and its value by network."""
+    known = all(scores["combined"] is not None for scores in result["scores"].values())
+    kind = "combined" if known else "new"
+    return "accuracy", {NETWORKS[name]: scores[kind] for name, scores in result["scores"].items()}
 
 
 def summary(result: dict[str, Any]) -> str:

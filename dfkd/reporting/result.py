@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from dfkd.evaluation import Marks
-from dfkd.reporting import class_incremental, distillation
-from dfkd.tasks import Pipeline
+from dfkd.reporting import class_incremental, students
+from dfkd.reporting.record import Record
 
 # By task, a module of `result_of`, what the task adds to the result; and, of a result, `table`, `bars`, `summary` and
 # `objective`.
-VIEWS = {"recovery": distillation, "transfer": distillation, "class_incremental": class_incremental}
+VIEWS = {"recovery": students, "transfer": students, "class_incremental": class_incremental}
 
 
 def view(result: dict[str, Any]) -> ModuleType:
@@ -23,43 +22,37 @@ def view(result: dict[str, Any]) -> ModuleType:
     return VIEWS[result.get("task", "recovery")]  # the oldest results name no task
 
 
-def build_result(pipeline: Pipeline, scores: dict[str, Marks], sizes: dict[str, int]) -> dict[str, Any]:
+def build_result(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
     """The content of `result.json`. Accuracies and agreements are in [0, 1], None where they cannot be known.
 
-    `sizes` are the bytes of the student's files. `timing` is seconds by stage, as measured when the stage's product was
-    made; `reused` names the products that this run found in the store. What else there is depends on the task: see the
-    `result_of` of its view.
+    `sizes` are the bytes of the student's files. `timing` is seconds by part of the run, as measured when the products
+    were made; `reused` names the stages whose products this run found in the store. What else there is depends on the
+    task: see the `result_of` of its view.
     """
-    e, artifacts = pipeline.experiment, pipeline.artifacts
-    dreams = artifacts["dream"].notes
-    stages = dict.fromkeys((*pipeline.stages[:-1], "controls", "evaluate"), 0.0)
-    for name, artifact in artifacts.items():  # those of a stage's rounds are called `recover_1`, `noise_pruned_2`, ...
-        stage = name.split("_")[0]
-        stages[stage if stage in stages else "controls"] += artifact.seconds
-    stages = {stage: round(seconds, 2) for stage, seconds in stages.items()}
-    opened = [purpose for data in (e.data, e.new_data) if data is not None for purpose in data.opened]
+    products = record.products
+    timing = {part: sum(products[name].seconds for name in names) for part, names in record.parts.items()}
+    timing = {part: round(seconds, 2) for part, seconds in timing.items()}
     return {
-        "experiment": e.name,
-        "task": e.task,
-        "seed": e.seed,
-        "choices": e.choices,
-        **VIEWS[e.task].result_of(pipeline, scores, sizes),
+        "experiment": record.experiment,
+        "task": record.task,
+        "seed": record.seed,
+        "setting": record.settings["student"],
+        "choices": dict(record.choices),
+        **VIEWS[record.task].result_of(record, sizes),
         "dreams": {
-            "count": e.inversion.num_images,
-            "held_out": e.inversion.num_held_out,
-            "iterations": e.inversion.iterations,
-            "teacher_accuracy": dreams["teacher_accuracy"],
-            "judged": artifacts["evaluate_dreams"].notes,
+            "count": len(record.dreams.training),
+            "held_out": record.dreams.num_held_out,
+            "iterations": record.iterations,
+            "setting": record.settings["dreams"],
+            "teacher_accuracy": products["dream"].notes["teacher_accuracy"],
+            "quality": dict(record.quality),
         },
-        "timing": stages | {"total": round(sum(stages.values()), 2)},
-        "reused": sorted(name for name, artifact in artifacts.items() if artifact.reused),
-        "artifacts": {name: f"{artifact.kind}/{artifact.key}" for name, artifact in sorted(artifacts.items())},
-        "data": {
-            "name": None if e.data is None else e.data.name,
-            "new": None if e.new_data is None else e.new_data.name,
-            "opened_for": list(dict.fromkeys(opened)),
-        },
-        "environment": environment(e.options.torch_device()),
+        "warnings": list(record.warnings),
+        "timing": timing | {"total": round(sum(timing.values()), 2)},
+        "reused": sorted(name for name, product in products.items() if product.reused),
+        "artifacts": {name: f"{product.kind}/{product.key}" for name, product in sorted(products.items())},
+        "data": dict(record.data),
+        "environment": environment(record.device),
     }
 
 

@@ -1,105 +1,104 @@
-"""What a finished run leaves in its directory, and in wandb."""
+"""The directory of a run: one run at a time, and a result that only a complete successor replaces.
+
+A run writes what it finds out into `.next/`. When all of it is there, `result.json` among it, the folder becomes
+`.complete/` in one step, and its files take their places; what a killed process left of that is finished by whoever
+comes next, run or report. So files of two runs never stand beside each other, and a run that is refused, fails or stops
+early leaves an earlier result as it was.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
-from torchvision.utils import make_grid
+from filelock import FileLock, Timeout
 
-from dfkd.dreams import Dreams
-from dfkd.files import write_json, write_text
-from dfkd.models.input_spec import InputSpec
-from dfkd.models.student_file import save_student
-from dfkd.pruning.sparsity import layer_sparsity
-from dfkd.reporting.figures import dream_grid, dreams_over_time, recovery_bars, save_figure
-from dfkd.reporting.result import build_result, view
-from dfkd.tasks import DistillationPipeline, Pipeline
+from dfkd.errors import ConfigError
+from dfkd.files import write_json
 
-STUDENT = "student.safetensors"
-PACKED_STUDENT = "student.packed.safetensors"
-GRID = 50  # dreams in a picture
+RESULT = "result.json"
+CONFIG = "config.yaml"
+STATUS = "status.json"
 STREAM_PICTURE = "stream.png"
+SECONDS_TO_SETTLE = 10.0
+NOT_IN_EVERY_RESULT = (STREAM_PICTURE,)  # an old one must not stand beside a new result
 
 
-def write_run(pipeline: Pipeline, scores: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Write everything but the log and `config.yaml`; `result.json` comes last, so that it tells a finished run.
+@contextmanager
+def occupied(directory: Path) -> Iterator[None]:
+    """Within the context the directory belongs to this run alone.
 
-    Returns:
-        The content of `result.json`.
+    Raises:
+        ConfigError: another run has it.
     """
-    student = pipeline.network(pipeline.stages[-2])
-    save_student(directory / STUDENT, student)
-    save_student(directory / PACKED_STUDENT, student, packed=True)
-    sizes = {"dense": (directory / STUDENT).stat().st_size, "packed": (directory / PACKED_STUDENT).stat().st_size}
-    result = build_result(pipeline, scores, sizes)
-    _write_csv(
-        directory / "sparsity.csv",
-        ["layer", "shape", "weights", "zeros", "sparsity"],
-        [
-            [layer.layer, "x".join(map(str, layer.shape)), layer.weights, layer.zeros, f"{layer.sparsity:.6f}"]
-            for layer in layer_sparsity(student)
-        ],
-    )
-    _write_csv(directory / "metrics.csv", ["stage", "batch", "step", "metric", "value"], _metrics(pipeline))
-    save_figure(dream_grid(pipeline.dreams(), pipeline.experiment.spec), directory / "dreams.png")
-    streamed = pipeline.streamed() if isinstance(pipeline, DistillationPipeline) else []
-    (directory / STREAM_PICTURE).unlink(missing_ok=True)  # of an earlier run into this directory
-    if streamed:
-        save_figure(dreams_over_time(streamed, pipeline.experiment.spec), directory / STREAM_PICTURE)
-    save_figure(recovery_bars(*view(result).bars(result)), directory / "recovery.png")
-    write_json(directory / "result.json", result)
-    return result
+    lock, holder = FileLock(directory / ".lock"), directory / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise ConfigError(
+            f"run_dir must be a folder that no other run is using, got {directory} ({who} is running in it). Wait for "
+            "it, or choose another with run_dir=..."
+        ) from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        settle(directory)
+        shutil.rmtree(directory / ".next", ignore_errors=True)
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
 
 
-def log_run(result: dict[str, Any], directory: Path, loggers: Sequence[Logger]) -> None:
-    """Send the pictures, the table and the result's numbers to the wandb loggers."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            for picture in ("dreams.png", STREAM_PICTURE, "recovery.png"):
-                if (directory / picture).exists():
-                    logger.log_image(Path(picture).stem, [str(directory / picture)])
-            columns, rows = view(result).table(result)
-            logger.log_table("result", columns=columns, data=[list(row) for row in rows])
-            logger.experiment.summary.update(_numbers(result))
+def is_occupied(directory: Path) -> bool:
+    """Whether a run is going on in the directory."""
+    if not (directory / ".lock").exists():
+        return False
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
 
 
-def log_growth(loggers: Sequence[Logger], spec: InputSpec, dreams: Dreams, row: dict[str, float]) -> None:
-    """Send a picture of dreams that were just made to the wandb loggers."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            pixels = make_grid(spec.to_pixels(dreams.images[:GRID]), nrow=10)
-            logger.log_image("stream/dreams", [pixels], step=int(row["update"]))
+def publish(directory: Path) -> None:
+    """Let the files in `.next/` take the place of an earlier result."""
+    (directory / ".next").replace(directory / ".complete")
+    settle(directory)
 
 
-def _metrics(pipeline: Pipeline) -> Iterable[list[Any]]:
-    for stage, artifact in pipeline.artifacts.items():
-        for row in artifact.notes.get("history", []):
-            step = row.get("update", row.get("iteration"))
-            for name, value in row.items():
-                if name not in ("batch", "update", "iteration"):
-                    yield [stage, row.get("batch", ""), step, name, value]
-        for row in artifact.notes.get("stream", []):
-            yield from (["stream", "", row["update"], name, value] for name, value in row.items() if name != "update")
+def settled(directory: Path) -> bool:
+    """Whether the files in the directory are those of one run; what a killed process left half done is finished."""
+    if not (directory / ".complete").is_dir():
+        return True
+    try:
+        with FileLock(directory / ".lock", timeout=SECONDS_TO_SETTLE):
+            settle(directory)
+    except (Timeout, OSError):  # a run is busy with it, or the folder is read-only
+        return False
+    return True
 
 
-def _numbers(content: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{key}"] = value
-    return flat
+def settle(directory: Path) -> None:
+    """Finish what a killed `publish` began; for whoever has the directory."""
+    complete = directory / ".complete"
+    if not complete.is_dir():
+        return
+    for name in NOT_IN_EVERY_RESULT:
+        if not (complete / name).exists():
+            (directory / name).unlink(missing_ok=True)
+    for path in sorted(complete.iterdir()):
+        path.replace(directory / path.name)
+    complete.rmdir()
 
 
-def _write_csv(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+def write_status(directory: Path, status: str, **more: Any) -> None:
+    """Say what became of the last attempt at a run; an earlier result does not depend on it."""
+    write_json(directory / STATUS, {"status": status, **more})

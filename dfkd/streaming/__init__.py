@@ -1,6 +1,6 @@
 """Dreams made while the student learns, against the student as it is then: Adaptive DeepInversion, streamed."""
 
-from dfkd.streaming.datamodule import StreamingDreamDataModule
+from dfkd.streaming.datamodule import Dreamer, StreamingDreamDataModule
 from dfkd.streaming.recipe import StreamingRecipe
 
-__all__ = ["StreamingDreamDataModule", "StreamingRecipe"]
+__all__ = ["Dreamer", "StreamingDreamDataModule", "StreamingRecipe"]

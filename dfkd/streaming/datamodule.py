@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,35 @@ from dfkd.models.freezing import frozen
 from dfkd.models.input_spec import InputSpec
 from dfkd.seeding import derive_seed
 from dfkd.streaming.recipe import StreamingRecipe
-from dfkd.training.data import SeededDataModule
+from dfkd.training.data import SeededDataModule, Stream
 
 MEASURED_AT_ONCE = 256
 
 
+@dataclass(frozen=True)
+class Dreamer:
+    """What new dreams are made from, and how.
+
+    Attributes:
+        teacher: the network to invert.
+        student: the network that is being trained; it is used in eval mode and left as it was.
+        inversion: how to dream; with `competition_weight` above 0, against the student.
+        spec: the teacher's input and classes.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    inversion: InversionRecipe
+    spec: InputSpec
+
+    @property
+    def device(self) -> torch.device:
+        """The student's, where all of it happens."""
+        return next(self.student.parameters()).device
+
+
 class StreamingDreamDataModule(SeededDataModule):
-    """Streams `(images, labels)` batches of dreams from a bank that grows as the student learns (ADI).
+    """Streams `(images, labels)` batches of dreams from a bank that new batches join as the student learns (ADI).
 
     After every `streaming.every` updates, before the next batch is drawn, a batch of dreams is inverted on the
     student's device against the student as it is then. It is written to `directory` and drawn from at once. The
@@ -44,17 +67,14 @@ class StreamingDreamDataModule(SeededDataModule):
     Args:
         files: the batches that are there from the start, as a `DreamBank` wrote them.
         directory: where new batches go.
-        teacher: the network to invert.
-        student: the network that is being trained; it is used in eval mode and left as it was.
-        inversion: how to dream; with `competition_weight` above 0, against the student.
+        dreamer: what new batches are made from, and how.
         streaming: when to dream, and how to draw.
-        spec: the teacher's input and classes.
-        batch_size, batches, seed: as in `SeededDataModule`.
-        on_growth: told each new batch and its row of `rows`, on the first rank.
+        stream: which batches the student sees.
 
     Attributes:
-        rows: for each time the bank grew, `update`, `images` in the bank, the new batch's `loss` and `competition`,
-            and the shares of it on which teacher and student give its label and each other's answer.
+        on_new_batch: told each new batch and its row of `history`, on the first rank.
+        history: a row for each new batch: `update`, `images` in the bank, the batch's `loss` and `competition`, and
+            the shares of it on which teacher and student predict its label, and on which they agree.
         seconds: spent on making dreams.
 
     Raises:
@@ -63,30 +83,16 @@ class StreamingDreamDataModule(SeededDataModule):
     """
 
     def __init__(
-        self,
-        files: Sequence[Path],
-        directory: Path,
-        teacher: nn.Module,
-        student: nn.Module,
-        inversion: InversionRecipe,
-        streaming: StreamingRecipe,
-        spec: InputSpec,
-        batch_size: int,
-        batches: int,
-        seed: int = 0,
-        on_growth: Callable[[Dreams, dict[str, float]], None] | None = None,
+        self, files: Sequence[Path], directory: Path, dreamer: Dreamer, streaming: StreamingRecipe, stream: Stream
     ) -> None:
-        super().__init__(batch_size, batches, seed)
+        super().__init__(stream)
         self.dreams = MappedDreams(files)
         self.first_files = len(self.dreams.files)
         self.bank = DreamBank(directory)
-        self.teacher = teacher
-        self.student = student
-        self.inversion = inversion
+        self.dreamer = dreamer
         self.streaming = streaming
-        self.spec = spec
-        self.on_growth = on_growth
-        self.rows: list[dict[str, float]] = []
+        self.on_new_batch: Callable[[Dreams, dict[str, float]], None] | None = None
+        self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self._divergences = torch.ones(0)
 
@@ -94,30 +100,31 @@ class StreamingDreamDataModule(SeededDataModule):
         return self.dreams
 
     def train_dataloader(self) -> DataLoader:
-        grown = self._fitting.world_size * self.streaming.new_batches(self.consumed)
-        for number in range(len(self.dreams.files) - self.first_files, grown):
+        made = self._fitting.world_size * self.streaming.new_batches(self.consumed)
+        for number in range(len(self.dreams.files) - self.first_files, made):
             self.dreams.add(self.bank.path(number))
         # Sized, and without workers, so that Lightning asks for a batch only when the updates before it are done.
         return DataLoader(self.dreams, batch_sampler=_StreamedBatches(self))
 
     def draw(self, batch: int) -> list[int]:
-        """Which images make up batch number `batch`; the bank has grown before, where that was due."""
+        """Which images make up batch number `batch`; where a new batch of dreams is due, it is made first."""
         every = self.streaming.every
         if every and batch and batch % every == 0:
-            self._grow(batch)
+            self._add_new_batch(batch)
         elif self.streaming.policy == "hardest" and not len(self._divergences):
             self._measure()
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "draw", batch, self._fitting.global_rank))
-        count = min(self.batch_size, len(self.dreams))
+        seed = derive_seed(self.stream.seed, "draw", batch, self._fitting.global_rank)
+        generator = torch.Generator().manual_seed(seed)
+        count = min(self.stream.batch_size, len(self.dreams))
         return torch.multinomial(self._chances(), count, generator=generator).tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"rows": list(self.rows), "seconds": self.seconds, "divergences": self._divergences}
+        state = {"history": list(self.history), "seconds": self.seconds, "divergences": self._divergences}
         return super().state_dict() | state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.rows, self.seconds = list(state_dict["rows"]), state_dict["seconds"]
+        self.history, self.seconds = list(state_dict["history"]), state_dict["seconds"]
         self._divergences = state_dict["divergences"]
 
     @property
@@ -137,22 +144,22 @@ class StreamingDreamDataModule(SeededDataModule):
             ages = [1] * len(sizes)
         return torch.cat([torch.full((size,), 1 / age) for size, age in zip(sizes, ages, strict=True)])
 
-    def _grow(self, update: int) -> None:
+    def _add_new_batch(self, update: int) -> None:
         started = time.monotonic()
         ranks, strategy = self._fitting.world_size, self._fitting.strategy
         first = ranks * (self.streaming.new_batches(update + 1) - 1)
         number = first + self._fitting.global_rank
+        inversion, spec, device = self.dreamer.inversion, self.dreamer.spec, self.dreamer.device
         labels = balanced_labels(
-            self.inversion.batch_size, self.spec.num_classes, derive_seed(self.seed, "streamed labels", number)
+            inversion.batch_size, spec.num_classes, derive_seed(self.stream.seed, "streamed labels", number)
         )
-        planned = PlannedBatch(number, labels, derive_seed(self.seed, "streamed batch", number))
-        device = next(self.student.parameters()).device
+        planned = PlannedBatch(number, labels, derive_seed(self.stream.seed, "streamed batch", number))
         with (
             torch.enable_grad(),
             strategy.precision_plugin.forward_context(),
-            inversion_objective(self.teacher.to(device), self.inversion, self.student) as objective,
+            inversion_objective(self.dreamer.teacher.to(device), inversion, self.dreamer.student) as objective,
         ):
-            dreams, history = dream_batch(ObjectiveGradient(objective), planned, self.spec)
+            dreams, history = dream_batch(ObjectiveGradient(objective), planned, spec)
         self.bank.write(number, dreams, history)
         strategy.barrier("dreams")
         for other in range(first, first + ranks):
@@ -165,45 +172,42 @@ class StreamingDreamDataModule(SeededDataModule):
     @torch.no_grad()
     def _measure(self) -> None:
         """KL(teacher || student) on every image of the bank."""
-        device = next(self.student.parameters()).device
+        teacher, student, device = self.dreamer.teacher, self.dreamer.student, self.dreamer.device
         parts = []
-        with frozen(self.teacher.to(device), self.student):
+        with frozen(teacher.to(device), student):
             for indices in torch.arange(len(self.dreams)).split(MEASURED_AT_ONCE):
                 images = torch.stack([image for image, _ in self.dreams.__getitems__(indices.tolist())])
                 given, expected = (
-                    F.log_softmax(network(images.to(device).float()), 1) for network in (self.student, self.teacher)
+                    F.log_softmax(network(images.to(device).float()), 1) for network in (student, teacher)
                 )
                 parts.append(F.kl_div(given, expected, reduction="none", log_target=True).sum(1).cpu())
         self._divergences = torch.cat(parts)
 
     def _report(self, update: int, dreams: Dreams, terms: dict[str, float]) -> None:
-        device = next(self.student.parameters()).device
-        with torch.no_grad(), frozen(self.student):
-            answers = torch.cat(
-                [self.student(part.to(device).float()).argmax(1).cpu() for part in dreams.images.split(64)]
-            )
+        student, device = self.dreamer.student, self.dreamer.device
+        with torch.no_grad(), frozen(student):
+            parts = [student(part.to(device).float()).argmax(1).cpu() for part in dreams.images.split(64)]
+            predictions = torch.cat(parts)
         row: dict[str, float] = {"update": update, "images": len(self.dreams), "loss": terms["total"]}
         if "competition" in terms:
             row["competition"] = terms["competition"]
         row["teacher_accuracy"] = dreams.teacher_accuracy
-        row["student_accuracy"] = (answers == dreams.labels).double().mean().item()
-        row["agreement"] = (answers == dreams.predictions).double().mean().item()
-        self.rows.append(row)
-        for logger in self._fitting.loggers:
-            logger.log_metrics({f"stream/{name}": value for name, value in row.items()}, update)
-        if self.on_growth is not None and self._fitting.is_global_zero:
-            self.on_growth(dreams, row)
+        row["student_accuracy"] = (predictions == dreams.labels).double().mean().item()
+        row["agreement"] = (predictions == dreams.predictions).double().mean().item()
+        self.history.append(row)
+        if self.on_new_batch is not None and self._fitting.is_global_zero:
+            self.on_new_batch(dreams, row)
 
 
 class _StreamedBatches(Sampler[list[int]]):
     """Asks the stream for one batch after the other, from where it stands."""
 
-    def __init__(self, stream: StreamingDreamDataModule) -> None:
-        self.stream = stream
+    def __init__(self, data: StreamingDreamDataModule) -> None:
+        self.data = data
 
     def __len__(self) -> int:
-        return self.stream.batches
+        return self.data.stream.batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.stream.consumed, self.stream.batches):
-            yield self.stream.draw(batch)
+        for batch in range(self.data.consumed, self.data.stream.batches):
+            yield self.data.draw(batch)

@@ -1,4 +1,4 @@
-"""How a bank of dreams grows, and is drawn from, while a student learns."""
+"""When new batches of dreams join a bank while a student learns, and how it is drawn from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StreamingRecipe:
         every: student updates between two new batches of dreams; 0: all dreams are made before.
         policy: how batches are drawn from the bank: `uniform`; `recent`, an image of the newest batch n times as often
             as one that n - 1 batches followed; `hardest`, in proportion to KL(teacher || student) on the image,
-            measured whenever the bank grows.
+            measured whenever a new batch joins.
     """
 
     every: int = 0
@@ -28,5 +28,5 @@ class StreamingRecipe:
         require(self.policy in POLICIES, "streaming.policy", self.policy, f"one of {POLICIES}")
 
     def new_batches(self, updates: int) -> int:
-        """How many batches join in the course of `updates`: one before update `every`, 2 `every`, ..."""
+        """How many batches join within `updates`: one before update `every`, 2 `every`, ..."""
         return (updates - 1) // self.every if self.every and updates else 0

@@ -1,16 +1,11 @@
-"""What the project is for, as pipelines of stages: a teacher is dreamt of, and a student learns from the dreams."""
+"""What the project is for. A task is a list of stages, made from an experiment, with checks of its own."""
 
-from dfkd.tasks.class_incremental import ClassIncremental
-from dfkd.tasks.distillation import DistillationPipeline
+from dfkd.tasks.class_incremental import CLASS_INCREMENTAL
 from dfkd.tasks.experiment import Experiment
-from dfkd.tasks.pipeline import Pipeline
-from dfkd.tasks.recovery import Recovery
-from dfkd.tasks.transfer import Transfer
+from dfkd.tasks.recovery import RECOVERY
+from dfkd.tasks.task import Plan, Task
+from dfkd.tasks.transfer import TRANSFER
 
-TASKS: dict[str, type[Pipeline]] = {
-    "recovery": Recovery,
-    "transfer": Transfer,
-    "class_incremental": ClassIncremental,
-}
+TASKS = {task.name: task for task in (RECOVERY, TRANSFER, CLASS_INCREMENTAL)}
 
-__all__ = ["TASKS", "ClassIncremental", "DistillationPipeline", "Experiment", "Pipeline", "Recovery", "Transfer"]
+__all__ = ["CLASS_INCREMENTAL", "RECOVERY", "TASKS", "TRANSFER", "Experiment", "Plan", "Task"]

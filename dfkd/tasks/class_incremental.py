@@ -1,135 +1,110 @@
-"""Class-incremental learning: teacher -> dream -> learn -> evaluate.
+"""Class-incremental learning, teacher -> dream -> learn -> evaluate: a network that knows old classes learns new ones.
 
-The teacher knows the old classes; `learn` gives a copy of it the new ones, from their real images and from dreams of
-the old. Images of old classes are reachable in `teacher` and `evaluate` only: to train it, to score, and for the
-joint-training control.
+Images of old classes are reachable in `teacher`, `controls` and `evaluate` only: to train it, for the joint-training
+control, and to score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Dataset
+from torch import nn
 
-from dfkd.dreams import DreamDataModule
 from dfkd.errors import ConfigError, require
-from dfkd.evaluation.scores import Marks, score
-from dfkd.incremental import ClassIncrementalLearning, IncrementalRecipe, PairedDataModule
+from dfkd.incremental import IncrementalRecipe
 from dfkd.models.classifier import extend_classifier
-from dfkd.models.student_file import save_student
-from dfkd.real_data import Purpose, RealImages
-from dfkd.seeding import derive_seed
-from dfkd.tasks.pipeline import WEIGHTS, Pipeline
-from dfkd.training.fit import fit
+from dfkd.models.input_spec import check_model
+from dfkd.models.probe import Network
+from dfkd.real_data import Purpose
+from dfkd.stages import Source, Stage
+from dfkd.stages.evaluation import Scoring, score_classes
+from dfkd.stages.new_classes import Extended, NewClasses, learn_new_classes
+from dfkd.tasks.beginning import dream_stage, quality_stage, teacher_stage
+from dfkd.tasks.experiment import Experiment
+from dfkd.tasks.task import Plan, Task
+
+CONTROLS = ("fine_tuning", "learning_without_forgetting", "learning_without_forgetting_mc", "joint")
 
 
-class ClassIncremental(Pipeline):
-    """Teaches a network new classes without the images of those it knows."""
+def check(e: Experiment, teacher: nn.Module) -> None:
+    """Raise what can be known to be wrong with the new classes (`DfkdError`)."""
+    require(e.incremental.new_classes > 0, "incremental.new_classes", e.incremental.new_classes, "2 or more")
+    for option, value in (("streaming.every", e.streaming.every), ("rounds", e.rounds - 1)):
+        require(not value, option, value, "left alone with task=class_incremental")
+    weight = e.inversion.competition_weight
+    require(not weight, "inversion.competition_weight", weight, "0 with task=class_incremental")
+    if e.new_data is None:
+        raise ConfigError("task=class_incremental learns from images of new classes: choose data@new_data=NAME.")
+    if e.data is not None:
+        e.data.require_disjoint(e.new_data)
+    extend_classifier(teacher, e.spec.num_classes, e.incremental.new_classes, e.spec.image_shape)
+    check_model(teacher, replace(e.spec, num_classes=e.spec.num_classes + e.incremental.new_classes))
 
-    stages: ClassVar[tuple[str, ...]] = ("teacher", "dream", "learn", "evaluate")
-    controls: ClassVar[tuple[str, ...]] = (
-        "fine_tuning",
-        "learning_without_forgetting",
-        "learning_without_forgetting_mc",
-        "joint",
+
+def plan(e: Experiment) -> Plan:
+    """The stages of an experiment by part."""
+    teacher = teacher_stage(e)
+    dreams = dream_stage(e, teacher)
+    learned = _learn(e, "learn", teacher, e.incremental, {"dreams": dreams})
+    controls = _controls(e, teacher)
+    students = {"learn": learned, **controls}
+    recipe = Scoring(spec=e.spec, students=tuple(students), new_classes=e.incremental.new_classes)
+    extended = Extended(e.network, e.spec.num_classes, e.incremental.new_classes)
+    inputs: dict[str, Stage | Source] = {
+        "teacher_network": e.network, "student_network": Network(extended, e.network.image_shape), "dreams": dreams,
+        "teacher": teacher, **students, "new": e.images(Purpose.EVALUATION, new=True),
+    }  # fmt: skip
+    if e.data is not None:
+        inputs["old"] = e.images(Purpose.EVALUATION)
+    scores = Stage("evaluate", "scores", recipe, score_classes, inputs)
+    return {
+        "teacher": [teacher],
+        "dream": [dreams],
+        "learn": [learned],
+        "controls": list(controls.values()),
+        "evaluate": [scores, quality_stage(e, teacher, dreams)],
+    }
+
+
+def _controls(e: Experiment, teacher: Stage) -> dict[str, Stage]:
+    one_softmax = replace(e.incremental, separate_heads=False)  # of all controls but one, whatever `learn` has
+    alone = replace(one_softmax, dream_weight=0.0)
+    recipes = {
+        "fine_tuning": replace(alone, old_weight=0.0),
+        "learning_without_forgetting": replace(alone, separate_heads=True),
+        "learning_without_forgetting_mc": alone,
+    }
+    chosen = {name: _learn(e, name, teacher, recipe, {}) for name, recipe in recipes.items() if name in e.controls}
+    if "joint" in e.controls and e.data is not None:
+        chosen["joint"] = _learn(e, "joint", teacher, one_softmax, {"old": e.images(Purpose.REAL_DATA_CONTROL)})
+    return chosen
+
+
+def _learn(
+    e: Experiment, name: str, teacher: Stage, incremental: IncrementalRecipe, memory: dict[str, Stage | Source]
+) -> Stage:
+    recipe = NewClasses(incremental=incremental, spec=e.spec, seed=e.seed, precision=e.options.precision)
+    network = replace(e.network, aspects=("inference", "training", "initialisation"))
+    new = e.images(Purpose.NEW_CLASSES, new=True)
+    return Stage(
+        name, "incremental", recipe, learn_new_classes, {"network": network, "teacher": teacher, "new": new, **memory}
     )
 
-    def _check_student(self, teacher: nn.Module) -> None:
-        e = self.experiment
-        require(e.incremental.new_classes > 0, "incremental.new_classes", e.incremental.new_classes, "2 or more")
-        require(e.streaming.every == 0, "streaming.every", e.streaming.every, "0 with task=class_incremental")
-        if e.new_data is None:
-            raise ConfigError("task=class_incremental learns from images of new classes: choose data@new_data=NAME.")
-        extend_classifier(teacher, e.spec.num_classes, e.incremental.new_classes)
 
-    @property
-    def _new_images(self) -> RealImages:
-        images = self.experiment.new_data
-        if images is None:
-            raise ConfigError("new_data=none: this step needs images of the new classes.")
-        return images
-
-    def _learn(self) -> None:
-        def dreams() -> Dataset:
-            return DreamDataModule(self.dreams(), 1, 1).training_set()
-
-        self._teach("learn", {"dreams": self.artifacts["dream"].key}, self.experiment.incremental, dreams)
-
-    def _evaluate(self) -> None:
-        e = self.experiment
-        one_softmax = replace(e.incremental, separate_heads=False)  # of all controls but one, whatever `learn` has
-        alone = replace(one_softmax, dream_weight=0.0)
-        if "fine_tuning" in e.controls:
-            self._teach("fine_tuning", {}, replace(alone, old_weight=0.0), None)
-        if "learning_without_forgetting_mc" in e.controls:
-            self._teach("learning_without_forgetting_mc", {}, alone, None)
-        if "learning_without_forgetting" in e.controls:
-            self._teach("learning_without_forgetting", {}, replace(alone, separate_heads=True), None)
-        if "joint" in e.controls and e.data is not None:
-            images = partial(e.data.open, Purpose.REAL_DATA_CONTROL)
-            self._teach("joint", {"real": e.data.fingerprint}, one_softmax, images, memory_is_real=True)
-
-        artifacts: dict[str, Any] = {name: artifact.key for name, artifact in self.artifacts.items()}
-        artifacts["data"] = [None if data is None else data.fingerprint for data in (e.data, e.new_data)]
-        self._obtain("evaluate", "scores", artifacts, lambda _: {"scores": self._score()})
-        self._judge_dreams()
-
-    def _teach(
-        self, name: str, memory: dict[str, Any], recipe: IncrementalRecipe, open_images: Callable[[], Dataset] | None,
-        memory_is_real: bool = False,
-    ) -> None:  # fmt: skip
-        """Make the artifact `name`: a copy of the teacher that learned the new classes, reminded by what is opened."""
-        e = self.experiment
-        key = {
-            "teacher": self.artifacts["teacher"].key,
-            "memory": memory,
-            "new": self._new_images.fingerprint,
-            "input": asdict(e.spec),
-            "incremental": recipe.identity(),
-            "seed": e.seed,
-            "precision": e.options.precision,
-        }
-
-        def make(directory: Path) -> dict[str, Any]:
-            old, network = self.network("teacher"), self.network("teacher")
-            with torch.random.fork_rng():
-                torch.manual_seed(derive_seed(e.seed, "new classes"))
-                extend_classifier(network, e.spec.num_classes, recipe.new_classes)
-            new = _Shifted(self._new_images.open(Purpose.NEW_CLASSES), e.spec.num_classes)
-            images = None if open_images is None else open_images()
-            data = PairedDataModule(new, images, recipe.batch_size, recipe.updates, e.seed, e.options.num_workers)
-            module = ClassIncrementalLearning(network, old, recipe, e.seed, name, memory_is_real)
-            history = fit(module, data, directory, e.options, self.loggers)
-            save_student(directory / WEIGHTS, network)
-            return {"history": history}
-
-        self._obtain(name, "incremental", key, make)
-
-    def _score(self) -> dict[str, Marks]:
-        """Of every network, its accuracy on the test images of old, of new, and of all classes, among all classes."""
-        e = self.experiment
-        old = None if e.data is None else e.data.open(Purpose.EVALUATION)
-        new = _Shifted(self._new_images.open(Purpose.EVALUATION), e.spec.num_classes)
-        tests = {"old": old, "new": new, "combined": None if old is None else ConcatDataset([old, new])}
-        networks = {name: self.network(name) for name in ("teacher", "learn", *self.controls) if name in self.artifacts}
-        return score(networks, self.held_out(), tests, e.spec.num_classes + e.incremental.new_classes, e.options)
+def facts(e: Experiment) -> dict[str, object]:
+    """How many classes there are."""
+    return {"classes": {"old": e.spec.num_classes, "new": e.incremental.new_classes}}
 
 
-class _Shifted(Dataset):
-    """New classes, numbered behind the old ones."""
-
-    def __init__(self, images: Dataset, by: int) -> None:
-        self.images, self.by = images, by
-
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[index]
-        return image, int(label) + self.by
+CLASS_INCREMENTAL = Task(
+    name="class_incremental",
+    parts=("teacher", "dream", "learn", "controls", "evaluate"),
+    controls=CONTROLS,
+    ignored=(
+        "student", "model@student", "pruning", "rounds", "distillation", "streaming", "inversion.competition_weight",
+        "inversion.competition_temperature",
+    ),
+    check=check,
+    plan=plan,
+    facts=facts,
+)  # fmt: skip

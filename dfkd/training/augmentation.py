@@ -21,6 +21,8 @@ def augment(images: Tensor, crop_padding: int = 0, flip: bool = False) -> Tensor
         columns = left + torch.arange(width, device=images.device)
         index = torch.arange(batch, device=images.device)[:, None, None]
         images = padded[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        # A copy, and not `contiguous()`: of one channel that keeps strides which a network's `view` refuses.
+        images = images.clone(memory_format=torch.contiguous_format)
     if flip:
         mirrored = torch.rand(batch, 1, 1, 1, device=images.device) < 0.5
         images = torch.where(mirrored, images.flip(3), images)
@@ -30,7 +32,7 @@ def augment(images: Tensor, crop_padding: int = 0, flip: bool = False) -> Tensor
 def mixup(images: Tensor, share: float) -> Tensor:
     """`share` of the images of (B, C, H, W) blended with another of the batch: l a + (1 - l) b, l uniform in [0, 1].
 
-    For distillation, where the teacher answers the blend itself and no labels need mixing (Beyer et al. 2022).
+    For distillation, where the teacher predicts the blend itself and no labels need mixing (Beyer et al. 2022).
     """
     batch, ones = len(images), [1] * (images.dim() - 1)
     weight = torch.rand(batch, *ones, device=images.device, dtype=images.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning
@@ -12,19 +13,36 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dfkd.seeding import derive_seed
 
 
-class SeededBatches(Sampler[list[int]]):
-    """Indices of the batches number `start` to `batches` of a stream that passes over `count` images again and again.
+@dataclass(frozen=True)
+class Stream:
+    """Which batches a data module gives.
 
-    The order within each pass is a function of (seed, pass); the last incomplete batch of a pass is left out.
+    Attributes:
+        batch_size: images per batch.
+        batches: length of the stream.
+        seed: of the order.
+        num_workers: processes that read images; they do not change what is read.
     """
 
-    def __init__(self, count: int, batch_size: int, batches: int, seed: int, start: int = 0) -> None:
-        self.count, self.batch_size, self.batches = count, min(batch_size, count), batches
-        self.seed, self.start = seed, start
+    batch_size: int
+    batches: int
+    seed: int = 0
+    num_workers: int = 0
+
+
+class SeededBatches(Sampler[list[int]]):
+    """Indices of the batches number `start` to the last of a stream of epochs over `count` images.
+
+    The order within each epoch is a function of (seed, epoch); the last incomplete batch of an epoch is left out.
+    """
+
+    def __init__(self, count: int, stream: Stream, start: int = 0) -> None:
+        self.count, self.batch_size, self.batches = count, min(stream.batch_size, count), stream.batches
+        self.seed, self.start = stream.seed, start
 
     @property
-    def per_pass(self) -> int:
-        """Batches in one pass."""
+    def per_epoch(self) -> int:
+        """Batches in one epoch."""
         return self.count // self.batch_size
 
     def __len__(self) -> int:
@@ -33,32 +51,23 @@ class SeededBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order, current = torch.empty(0), -1
         for batch in range(self.start, self.batches):
-            number, place = divmod(batch, self.per_pass)
-            if number != current:
-                generator = torch.Generator().manual_seed(derive_seed(self.seed, "pass", number))
-                order, current = torch.randperm(self.count, generator=generator), number
+            epoch, place = divmod(batch, self.per_epoch)
+            if epoch != current:
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", epoch))
+                order, current = torch.randperm(self.count, generator=generator), epoch
             yield order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
 
 
 class SeededDataModule(lightning.LightningDataModule):
-    """Streams `batches` batches of `training_set()`, in one Lightning epoch.
+    """Streams batches of `training_set()`, in one Lightning epoch.
 
     The number of batches that the trainer has consumed travels in its checkpoints, so a training that continues from
     one at any step sees the batches that an undisturbed one sees.
-
-    Args:
-        batch_size: images per batch.
-        batches: length of the stream.
-        seed: of the order.
-        num_workers: processes that read images.
     """
 
-    def __init__(self, batch_size: int, batches: int, seed: int = 0, num_workers: int = 0) -> None:
+    def __init__(self, stream: Stream) -> None:
         super().__init__()
-        self.batch_size = batch_size
-        self.batches = batches
-        self.seed = seed
-        self.num_workers = num_workers
+        self.stream = stream
         self.consumed = 0
 
     def training_set(self) -> Dataset:
@@ -66,17 +75,17 @@ class SeededDataModule(lightning.LightningDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(self.batches, self.consumed)
+        return self._loader(self.stream, self.consumed)
 
-    def one_pass(self) -> DataLoader:
-        """The batches of the first pass."""
-        return self._loader(None, 0)
+    def first_epoch(self) -> DataLoader:
+        """The batches of the first epoch, however short the stream is."""
+        batches = SeededBatches(len(self.training_set()), self.stream).per_epoch  # type: ignore[arg-type]
+        return self._loader(replace(self.stream, batches=batches), 0)
 
-    def _loader(self, batches: int | None, start: int) -> DataLoader:
+    def _loader(self, stream: Stream, start: int) -> DataLoader:
         dataset = self.training_set()
-        sampler = SeededBatches(len(dataset), self.batch_size, 0, self.seed, start)  # type: ignore[arg-type]
-        sampler.batches = sampler.per_pass if batches is None else batches
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=self.num_workers)
+        sampler = SeededBatches(len(dataset), stream, start)  # type: ignore[arg-type]
+        return DataLoader(dataset, batch_sampler=sampler, num_workers=stream.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         return {"consumed": self.trainer.global_step if self.trainer is not None else self.consumed}

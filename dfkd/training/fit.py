@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import lightning
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from dfkd.errors import require
 from dfkd.training.data import SeededDataModule
+from dfkd.training.metrics import Metrics
 from dfkd.training.module import SeededTraining
 from dfkd.training.progress import Progress
 
@@ -72,22 +72,38 @@ class TrainerOptions:
         on_cpu = self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
         return ranks if on_cpu else list(range(self.device, self.device + ranks))
 
-    def make_trainer(
-        self, loggers: Sequence[Logger] = (), callbacks: Sequence[Callback] = (), ranks: int = 1, **arguments: Any
-    ) -> lightning.Trainer:
-        """A Lightning trainer, silent but for the given loggers and callbacks. Its ranks never wait for each other."""
+    def make_trainer(self, callbacks: Sequence[Callback] = (), ranks: int = 1, **arguments: Any) -> lightning.Trainer:
+        """A silent Lightning trainer without loggers (see `Metrics`). Its ranks never wait for each other."""
         if ranks > 1:
             arguments |= {"strategy": IndependentRanks(start_method="spawn"), "use_distributed_sampler": False}
-        return lightning.Trainer(
-            accelerator=self.accelerator,
-            devices=self._devices(ranks),
-            precision=self.precision,  # type: ignore[arg-type]
-            logger=list(loggers) or False,
-            callbacks=list(callbacks),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **{"enable_checkpointing": False, **arguments},
-        )
+        with quiet_lightning():  # it would say which accelerators there are, and advertise
+            return lightning.Trainer(
+                accelerator=self.accelerator,
+                devices=self._devices(ranks),
+                precision=self.precision,  # type: ignore[arg-type]
+                logger=False,
+                callbacks=list(callbacks),
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                **{"enable_checkpointing": False, **arguments},
+            )
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where something is made: what may change how long that takes and what is shown of it, but not what comes out.
+
+    Attributes:
+        directory: where files go, and where an interrupted call left its own.
+        options: where to compute.
+        metrics: told the curves.
+        name: of what is made, in logs.
+    """
+
+    directory: Path
+    options: TrainerOptions = field(default_factory=TrainerOptions)
+    metrics: Metrics = field(default_factory=Metrics)
+    name: str = "train"
 
 
 class IndependentRanks(DDPStrategy):
@@ -98,22 +114,17 @@ class IndependentRanks(DDPStrategy):
 
 
 def fit(
-    module: SeededTraining,
-    data: SeededDataModule,
-    directory: Path,
-    options: TrainerOptions,
-    loggers: Sequence[Logger] = (),
-    callbacks: Sequence[Callback] = (),
+    module: SeededTraining, data: SeededDataModule, workplace: Workplace, callbacks: Sequence[Callback] = ()
 ) -> list[dict[str, float]]:
-    """Train `module` for its recipe's updates, continuing from the checkpoint in `directory` if there is one.
+    """Train `module` for its recipe's updates, continuing from the checkpoint in the workplace if there is one.
 
     A checkpoint is taken every `options.checkpoint_updates` steps; the last is removed when training is done. The
     caller's random state and the network's device are left as they were.
 
     Returns:
-        The course of the training: rows of `update` and the losses.
+        The history of the training: rows of `update` and the losses.
     """
-    recipe = module.recipe
+    recipe, options, directory = module.recipe, workplace.options, workplace.directory
     saver = ModelCheckpoint(
         directory,
         filename=Path(CHECKPOINT).stem,
@@ -122,15 +133,15 @@ def fit(
     )
     checkpoint, done = _usable_checkpoint(directory)
     home = next(module.parameters()).device
-    with Progress(module.stage, recipe.updates, "updates", done=done) as progress:
+    with Progress(workplace.name, recipe.updates, "updates", done=done) as progress:
 
         def on_update(update: int, losses: dict[str, float]) -> None:
             progress.advance(update - progress.done, f"loss {losses['total']:.4g}")
 
-        module.on_update = on_update
+        module.on_update, module.metrics, module.name = on_update, workplace.metrics, workplace.name
         with torch.random.fork_rng(), quiet_lightning():
             trainer = options.make_trainer(
-                loggers, [*callbacks, saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=1
+                [*callbacks, saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=1
             )
             trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     module.to(home)
@@ -154,7 +165,7 @@ def _usable_checkpoint(directory: Path) -> tuple[str | None, int]:
 
 @contextmanager
 def quiet_lightning():
-    """Without Lightning's advice that does not apply to in-memory data and our own progress display."""
+    """Without Lightning's advice, which does not apply to in-memory data and our own progress display."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

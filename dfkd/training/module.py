@@ -1,4 +1,4 @@
-"""The base of every weight training here: a Lightning module whose course is a function of its seed alone."""
+"""The base of every weight training here: a Lightning module that its seed alone determines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dfkd.errors import TrainingError
 from dfkd.seeding import derive_seed
+from dfkd.training.metrics import Metrics, step_of
 from dfkd.training.optimizer import OptimizerRecipe, make_optimizer
 
 
@@ -26,15 +27,20 @@ class SeededTraining(lightning.LightningModule):
         network: what is trained, in place.
         recipe: optimiser, schedule and augmentation.
         seed: of every random draw.
-        stage: prefix of what is logged, for instance `recover`.
+
+    Attributes:
+        name: of the training in logs; it has no say in what comes out.
+        metrics: told each row.
+        history: the rows.
     """
 
-    def __init__(self, network: nn.Module, recipe: OptimizerRecipe, seed: int, stage: str) -> None:
+    def __init__(self, network: nn.Module, recipe: OptimizerRecipe, seed: int) -> None:
         super().__init__()
         self.network = network
         self.recipe = recipe
         self.seed = seed
-        self.stage = stage
+        self.name = "train"
+        self.metrics = Metrics()
         self.on_update: Callable[[int, dict[str, float]], None] | None = None  # is told each row
         self.history: list[dict[str, float]] = []
         self.record_every = max(1, min(10, recipe.updates // 20))
@@ -52,7 +58,7 @@ class SeededTraining(lightning.LightningModule):
         self.train()  # Lightning keeps the mode it finds, and a loaded network is in eval mode
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(derive_seed(self.seed, self.stage, "update", self.global_step))
+        torch.manual_seed(derive_seed(self.seed, "update", self.global_step))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -70,7 +76,7 @@ class SeededTraining(lightning.LightningModule):
         self._pending.clear()
         if not math.isfinite(row["total"]):
             raise TrainingError(
-                f"{self.stage}: the loss was not finite by update {update} ({row}). Lower "
+                f"{self.name}: the loss was not finite by update {update} ({row}). Lower "
                 f"{self.recipe.group}.learning_rate or set {self.recipe.group}.warmup_updates."
             )
         self.history.append({"update": update})
@@ -81,9 +87,7 @@ class SeededTraining(lightning.LightningModule):
     def add_to_row(self, values: dict[str, float]) -> None:
         """Record and log further `values` of the update that was recorded last."""
         self.history[-1] |= values
-        for logger in self.loggers:
-            metrics = {f"{self.stage}/{name}": value for name, value in values.items()}
-            logger.log_metrics(metrics, int(self.history[-1]["update"]))
+        self.metrics.log(self.name, step_of(self.history[-1]), values)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history
@@ -94,17 +98,17 @@ class SeededTraining(lightning.LightningModule):
         self._pending = [{name: torch.tensor(v) for name, v in losses.items()} for losses in checkpoint["pending"]]
 
 
-class TaughtTraining(SeededTraining):
-    """A training with a teacher, which is brought to the network's device, left as it was, and not in checkpoints.
+class TeacherStudentModule(SeededTraining):
+    """Trains a student by its teacher, which comes to the student's device, stays as it is, and is in no checkpoint.
 
     Args:
-        network: as in `SeededTraining`.
+        network: the student.
         teacher: what the network learns from.
-        recipe, seed, stage: as in `SeededTraining`.
+        recipe, seed: as in `SeededTraining`.
     """
 
-    def __init__(self, network: nn.Module, teacher: nn.Module, recipe: OptimizerRecipe, seed: int, stage: str) -> None:
-        super().__init__(network, recipe, seed, stage)
+    def __init__(self, network: nn.Module, teacher: nn.Module, recipe: OptimizerRecipe, seed: int) -> None:
+        super().__init__(network, recipe, seed)
         # In a tuple, so that the teacher is not a submodule: neither trained nor saved with the network.
         self._teacher = (teacher,)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ class OptimizerRecipe:
 
     Attributes:
         updates: number of optimiser steps.
-        batch_size: images per step; the last incomplete batch of a pass is left out.
+        batch_size: images per step; the last incomplete batch of an epoch is left out.
         optimizer: `sgd` or `adamw`.
         learning_rate: step size, at its highest.
         momentum: of SGD.
@@ -62,10 +61,6 @@ class OptimizerRecipe:
         check("optimizer", f"one of {OPTIMIZERS}", self.optimizer in OPTIMIZERS)
         check("schedule", f"one of {SCHEDULES}", self.schedule in SCHEDULES)
 
-    def identity(self) -> dict[str, Any]:
-        """What tells two trainings apart, as plain JSON: all options but those that are null, which do nothing."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
 
 def make_optimizer(
     model: nn.Module, recipe: OptimizerRecipe
@@ -92,7 +87,7 @@ def learning_rate_factor(schedule: str, steps: int, warmup: int = 0) -> Callable
     """What the learning rate is multiplied by at each of `steps` steps, in [0, 1].
 
     It rises linearly over the first `warmup` steps; then it is 1 (`constant`), falls as half a cosine (`cosine`), or to
-    a tenth after each two fifths of the steps (`step`; DI: every 100 of 250 passes).
+    a tenth after each two fifths of the steps (`step`; DI: every 100 of 250 epochs).
     """
 
     def factor(step: int) -> float:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd.errors import require
-from dfkd.models.weights import weights_identity
 from dfkd.training.augmentation import augment
 from dfkd.training.module import SeededTraining
 from dfkd.training.optimizer import OptimizerRecipe
@@ -34,11 +32,6 @@ class TeacherRecipe(OptimizerRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.label_smoothing < 1, "teacher.training.label_smoothing", self.label_smoothing, "in [0, 1)")
-
-    def identity(self) -> dict[str, Any]:
-        """As of any training, with the content of `start` in place of its path."""
-        start = {} if self.start is None else {"start": weights_identity(self.start)}
-        return super().identity() | start
 
 
 class TeacherTraining(SeededTraining):

@@ -21,7 +21,9 @@ from dfkd.dreams import DreamDataModule, Dreams
 from dfkd.errors import ConfigError, ModelError, TrainingError
 from dfkd.models import batch_norm_layers
 from dfkd.pruning import prune_by_global_magnitude, prune_filters, sparsity
-from dfkd.training.fit import TrainerOptions
+from dfkd.stages.stage import plain
+from dfkd.training.data import Stream
+from dfkd.training.fit import TrainerOptions, Workplace
 
 CPU = TrainerOptions(accelerator="cpu")
 
@@ -141,7 +143,7 @@ def test_masked_weights_are_exactly_zero_after_every_step(teacher, dreams, optim
 
     settings = recipe(optimizer=optimizer, weight_decay=0.01)
     module = Watching(student, teacher, settings)
-    CPU.make_trainer(max_epochs=1).fit(module, DreamDataModule(dreams, 16, settings.updates))
+    CPU.make_trainer(max_epochs=1).fit(module, DreamDataModule(dreams, Stream(16, settings.updates)))
     assert seen == [True] * settings.updates
     assert sparsity(student) == pytest.approx(0.8, abs=1e-3)
 
@@ -175,13 +177,14 @@ TOO_FAST = {  # it gets worse before long
 )
 def test_an_interrupted_recovery_ends_with_the_same_numbers(teacher, dreams, tmp_path, monkeypatch, changes):
     settings = recipe(updates=20, **changes)
-    options = TrainerOptions(accelerator="cpu", checkpoint_updates=4)  # not a multiple of the 3 batches of a pass
+    options = TrainerOptions(accelerator="cpu", checkpoint_updates=4)  # not a multiple of the 3 batches of an epoch
 
     def run(directory):
         gradual = "gradual" in changes
         student = copy.deepcopy(teacher) if gradual else dfkd.prune(teacher, 0.8)
         history = recover_student(
-            student, teacher, DreamDataModule(dreams, 16, 20), settings, 3, directory, options,
+            student, teacher, DreamDataModule(dreams, Stream(16, 20, seed=3)), settings,
+            Workplace(directory, options),
             prune=(lambda network, share: prune_by_global_magnitude(network, 0.8 * share)) if gradual else None,
             held_out=held_out(dreams),
         )  # fmt: skip
@@ -218,31 +221,32 @@ def held_out_kl(student, teacher, dreams) -> float:
 def test_patience_keeps_the_student_that_held_out_dreams_like_best(teacher, dreams, tmp_path):
     student = dfkd.prune(teacher, 0.8)
     settings = recipe(updates=60, patience=4, **TOO_FAST)
-    data = DreamDataModule(dreams, 16, 60)
-    course = recover_student(student, teacher, data, settings, 0, tmp_path, CPU, held_out=held_out(dreams))
-    checks = [row["held_out_kl"] for row in course if "held_out_kl" in row]
+    data = DreamDataModule(dreams, Stream(16, 60))
+    history = recover_student(student, teacher, data, settings, Workplace(tmp_path, CPU), held_out=held_out(dreams))
+    checks = [row["held_out_kl"] for row in history if "held_out_kl" in row]
     assert len(checks) < 20 and checks.index(min(checks)) == len(checks) - 1 - 4
     assert held_out_kl(student.eval(), teacher, dreams) == pytest.approx(min(checks), rel=1e-4)
     assert sparsity(student) == pytest.approx(0.8, abs=2e-3)
 
 
-def test_checks_without_patience_leave_the_course_as_it_is(teacher, dreams, tmp_path):
-    students, courses = [], []
-    for judged_by in (None, held_out(dreams)):
+def test_checks_without_patience_leave_the_training_as_it_is(teacher, dreams, tmp_path):
+    students, histories = [], []
+    for compared_on in (None, held_out(dreams)):
         students.append(dfkd.prune(teacher, 0.8))
-        data = DreamDataModule(dreams, 16, 9)
-        courses.append(recover_student(students[-1], teacher, data, recipe(), 0, tmp_path, CPU, held_out=judged_by))
+        data = DreamDataModule(dreams, Stream(16, 9))
+        place = Workplace(tmp_path, CPU)
+        histories.append(recover_student(students[-1], teacher, data, recipe(), place, held_out=compared_on))
     assert all(torch.equal(*pair) for pair in zip(*(s.state_dict().values() for s in students), strict=True))
-    *_, last = courses[1]
+    *_, last = histories[1]
     assert last["held_out_kl"] == pytest.approx(held_out_kl(students[1].eval(), teacher, dreams), rel=1e-4)
-    assert [{k: v for k, v in row.items() if "held_out" not in k} for row in courses[1]] == courses[0]
+    assert [{k: v for k, v in row.items() if "held_out" not in k} for row in histories[1]] == histories[0]
 
 
 def test_a_student_that_is_not_pruned_in_full_is_not_chosen(teacher, dreams, tmp_path):
     student = copy.deepcopy(teacher)  # at first it is the teacher: no later check is as good
     settings = recipe(updates=40, patience=3, gradual=0.5)
     recover_student(
-        student, teacher, DreamDataModule(dreams, 16, 40), settings, 0, tmp_path, CPU,
+        student, teacher, DreamDataModule(dreams, Stream(16, 40)), settings, Workplace(tmp_path, CPU),
         prune=lambda network, share: prune_by_global_magnitude(network, 0.9 * share), held_out=held_out(dreams),
     )  # fmt: skip
     assert sparsity(student) == pytest.approx(0.9, abs=2e-3)
@@ -256,7 +260,7 @@ def test_patience_without_held_out_dreams_or_with_averaged_weights_is_refused(te
 
 
 def test_options_that_are_not_used_do_not_tell_two_recoveries_apart():
-    assert "patience" not in recipe().identity() and recipe(patience=3).identity()["patience"] == 3
+    assert "patience" not in plain(recipe()) and plain(recipe(patience=3))["patience"] == 3
 
 
 def test_the_teacher_does_not_travel_in_checkpoints(teacher):
@@ -309,23 +313,22 @@ def test_the_label_loss_is_the_cross_entropy_with_the_teachers_answer(teacher):
 
 def test_averaged_weights_are_the_moving_average_of_every_update_and_keep_the_zeros(teacher, dreams, tmp_path):
     student = dfkd.prune(teacher, 0.8)
-    course = []
+    seen = []
 
     class Watching(DistillationModule):
         def on_before_zero_grad(self, optimizer):
-            course.append(self.network.conv1.weight.detach().clone())
+            seen.append(self.network.conv1.weight.detach().clone())
 
     settings = recipe(weight_averaging=0.5)
     module = Watching(student, teacher, settings)
-    CPU.make_trainer(max_epochs=1).fit(module, DreamDataModule(dreams, 16, settings.updates))
-    plain = [*course[1:], student.conv1.weight.detach().clone()]
+    CPU.make_trainer(max_epochs=1).fit(module, DreamDataModule(dreams, Stream(16, settings.updates)))
+    weights = [*seen[1:], student.conv1.weight.detach().clone()]
     averaged = dfkd.prune(teacher, 0.8)
-    data = DreamDataModule(dreams, 16, settings.updates)
-    recover_student(
-        averaged, teacher, data, dataclasses.replace(settings, reestimate_batch_norm=False), 0, tmp_path, CPU
-    )
-    expected = plain[0]
-    for weight in plain[1:]:
+    data = DreamDataModule(dreams, Stream(16, settings.updates))
+    still = dataclasses.replace(settings, reestimate_batch_norm=False)
+    recover_student(averaged, teacher, data, still, Workplace(tmp_path, CPU))
+    expected = weights[0]
+    for weight in weights[1:]:
         expected = 0.5 * expected + 0.5 * weight
     torch.testing.assert_close(averaged.conv1.weight.detach(), expected)
     assert sparsity(averaged) == pytest.approx(0.8, abs=1e-3)
@@ -352,7 +355,8 @@ def test_a_student_pruned_as_it_learns_chooses_by_what_it_has_learned(teacher, d
 
     student, at_once = copy.deepcopy(teacher), dfkd.prune(teacher, 0.9)
     settings = recipe(updates=60, learning_rate=0.05, gradual=0.5)
-    recover_student(student, teacher, DreamDataModule(dreams, 16, 60), settings, 0, tmp_path, CPU, prune=prune)
+    data = DreamDataModule(dreams, Stream(16, 60))
+    recover_student(student, teacher, data, settings, Workplace(tmp_path, CPU), prune=prune)
     assert seen == sorted(seen) and len(seen) == 25
     assert sparsity(student) == pytest.approx(0.9, abs=2e-3)
     assert not torch.equal(student.layer2[0].conv1.weight == 0, at_once.layer2[0].conv1.weight == 0)

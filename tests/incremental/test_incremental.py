@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, Interrupt, Interrupted, command
+from conftest import DREAMS, Interrupt, Interrupted, command
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from dfkd.errors import ConfigError, ModelError
 from dfkd.incremental import ClassIncrementalLearning, IncrementalRecipe, PairedDataModule, incremental_losses
 from dfkd.models.classifier import extend_classifier
-from dfkd.tasks.class_incremental import ClassIncremental
-from dfkd.training.fit import TrainerOptions, fit
+from dfkd.tasks import CLASS_INCREMENTAL
+from dfkd.training.data import Stream
+from dfkd.training.fit import TrainerOptions, Workplace, fit
 
 RECIPE = IncrementalRecipe(new_classes=3, updates=12, batch_size=8, learning_rate=0.05)
 CPU = TrainerOptions(accelerator="cpu", checkpoint_updates=5)
@@ -55,13 +55,6 @@ def test_the_losses_are_the_published_formula():
     torch.testing.assert_close(apart["old"], terms["old"])
 
 
-def test_networks_whose_separate_heads_saw_all_classes_of_dreams_are_not_taken_from_a_store():
-    apart = replace(RECIPE, separate_heads=True)
-    assert apart.identity()["dreams"] == "old classes"
-    for same_as_ever in (RECIPE, replace(apart, dream_weight=0.0)):
-        assert "dreams" not in same_as_ever.identity()
-
-
 def test_room_for_new_classes_leaves_the_old_answers_as_they_are(teacher, network):
     images = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
@@ -71,16 +64,16 @@ def test_room_for_new_classes_leaves_the_old_answers_as_they_are(teacher, networ
         extend_classifier(teacher, 11, 3)
 
 
-def test_new_images_are_paired_with_the_memory_each_in_passes_of_its_own(sets):
-    data = PairedDataModule(*sets, 8, 6, seed=1)
+def test_new_images_are_paired_with_the_memory_each_in_epochs_of_its_own(sets):
+    data = PairedDataModule(*sets, Stream(8, 6, seed=1))
     batches = list(data.train_dataloader())
     assert len(batches) == 6
     for images, labels in batches:
         assert images.shape == (8, 2, 1, 8, 8) and images.dtype == torch.float32
         assert (labels[:, 0] >= 10).all() and (labels[:, 1] < 10).all()
-    first_pass = torch.cat([images[:, 1] for images, _ in batches[:4]])  # 33 memories: 4 batches of 8
-    assert len(first_pass.unique(dim=0)) == 32
-    alone = next(iter(PairedDataModule(sets[0], None, 8, 6).train_dataloader()))
+    first_epoch = torch.cat([images[:, 1] for images, _ in batches[:4]])  # 33 memories: 4 batches of 8
+    assert len(first_epoch.unique(dim=0)) == 32
+    alone = next(iter(PairedDataModule(sets[0], None, Stream(8, 6)).train_dataloader()))
     assert alone[0].shape == (8, 1, 1, 8, 8)
 
 
@@ -89,9 +82,9 @@ def test_an_interrupted_learning_ends_with_the_same_numbers(teacher, network, se
     for name, callbacks in (("whole", []), ("broken", [Interrupt(8)]), ("broken", [])):
         learner = copy.deepcopy(network)
         module = ClassIncrementalLearning(learner, teacher, RECIPE, 3)
-        data = PairedDataModule(*sets, RECIPE.batch_size, RECIPE.updates, 3)
+        data = PairedDataModule(*sets, Stream(RECIPE.batch_size, RECIPE.updates, 3))
         try:
-            history = fit(module, data, tmp_path / name, CPU, callbacks=callbacks)
+            history = fit(module, data, Workplace(tmp_path / name, CPU), callbacks)
         except Interrupted:
             continue
         ends.append((history, learner.state_dict()))
@@ -111,7 +104,7 @@ def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
 
 def test_controls_are_the_same_whatever_the_heads_of_the_learning_network(tmp_path):
     options = [
-        *TINY, "task=class_incremental", "data@new_data=digits", "data.only=[0,1,2,3,4]", "new_data.only=[5,6,7,8,9]",
+        *DREAMS, "task=class_incremental", "data@new_data=digits", "data.only=[0,1,2,3,4]", "new_data.only=[5,6,7,8,9]",
         "input.num_classes=5", "incremental.new_classes=5", "incremental.updates=3",
     ]  # fmt: skip
     made = []
@@ -120,4 +113,4 @@ def test_controls_are_the_same_whatever_the_heads_of_the_learning_network(tmp_pa
         made.append(json.loads((tmp_path / f"heads_{heads}" / "result.json").read_text())["artifacts"])
     one, apart = made
     assert {name for name in one if one[name] != apart[name]} == {"learn", "evaluate"}
-    assert len({one[name] for name in ClassIncremental.controls}) == len(ClassIncremental.controls)
+    assert len({one[name] for name in CLASS_INCREMENTAL.controls}) == len(CLASS_INCREMENTAL.controls)

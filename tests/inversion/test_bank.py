@@ -22,22 +22,23 @@ from dfkd.errors import ConfigError, InversionError
 from dfkd.inversion import InversionRecipe
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.plan import balanced_labels, plan_batches
-from dfkd.training.fit import TrainerOptions
+from dfkd.training.data import Stream
+from dfkd.training.fit import TrainerOptions, Workplace
 
 RECIPE = InversionRecipe(num_images=40, num_held_out=10, batch_size=16, iterations=4, jitter=1)
 OPTIONS = TrainerOptions(accelerator="cpu")
 
 
 def test_an_interrupted_or_damaged_bank_ends_as_an_undisturbed_one(teacher, spec, tmp_path):
-    whole, _ = fill_bank(teacher, RECIPE, spec, 7, tmp_path / "whole", OPTIONS)
-    fill_bank(teacher, RECIPE, spec, 7, tmp_path / "broken", OPTIONS)
+    whole, _ = fill_bank(teacher, RECIPE, spec, 7, Workplace(tmp_path / "whole", OPTIONS))
+    fill_bank(teacher, RECIPE, spec, 7, Workplace(tmp_path / "broken", OPTIONS))
     files = sorted((tmp_path / "broken").iterdir())
     assert len(files) == 4  # 40 = 16 + 16 + 8, and 10 held out
     files[0].unlink()
     content = files[2].read_bytes()
     files[2].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     kept = files[1].stat().st_mtime_ns
-    repaired, history = fill_bank(teacher, RECIPE, spec, 7, tmp_path / "broken", OPTIONS)
+    repaired, history = fill_bank(teacher, RECIPE, spec, 7, Workplace(tmp_path / "broken", OPTIONS))
     assert files[1].stat().st_mtime_ns == kept
     for name in ("images", "labels", "predictions", "confidence"):
         assert torch.equal(getattr(whole, name), getattr(repaired, name))
@@ -48,14 +49,14 @@ def test_a_bank_with_history_is_repaired_to_the_same_bits_and_its_batches_depend
     teacher, spec, tmp_path
 ):
     recipe = dataclasses.replace(RECIPE, feature_history=2, feature_form="divergence")
-    fill_bank(teacher, recipe, spec, 7, tmp_path / "whole", OPTIONS)
+    fill_bank(teacher, recipe, spec, 7, Workplace(tmp_path / "whole", OPTIONS))
     whole = contents(tmp_path / "whole")
-    fill_bank(teacher, recipe, spec, 7, tmp_path / "broken", OPTIONS)
+    fill_bank(teacher, recipe, spec, 7, Workplace(tmp_path / "broken", OPTIONS))
     for number in (1, 3):
         (tmp_path / "broken" / f"batch_0000{number}.safetensors").unlink()
-    fill_bank(teacher, recipe, spec, 7, tmp_path / "broken", OPTIONS)
+    fill_bank(teacher, recipe, spec, 7, Workplace(tmp_path / "broken", OPTIONS))
     assert contents(tmp_path / "broken") == whole
-    fill_bank(teacher, dataclasses.replace(recipe, feature_history=0), spec, 7, tmp_path / "alone", OPTIONS)
+    fill_bank(teacher, dataclasses.replace(recipe, feature_history=0), spec, 7, Workplace(tmp_path / "alone", OPTIONS))
     same = [content == whole[name] for name, content in contents(tmp_path / "alone").items()]
     assert same == [True, False, False, True]  # the first of the training and of the held-out dreams stand alone
 
@@ -63,22 +64,22 @@ def test_a_bank_with_history_is_repaired_to_the_same_bits_and_its_batches_depend
 def test_batches_with_history_are_not_shared_by_devices(teacher, spec, tmp_path):
     options = TrainerOptions(accelerator="cpu", dream_devices=2)
     with pytest.raises(ConfigError, match="trainer.dream_devices must be 1 with inversion.feature_history.*got 2"):
-        fill_bank(teacher, dataclasses.replace(RECIPE, feature_history=1), spec, 0, tmp_path, options)
+        fill_bank(teacher, dataclasses.replace(RECIPE, feature_history=1), spec, 0, Workplace(tmp_path, options))
 
 
 def test_earlier_dreams_are_made_better(teacher, spec, tmp_path):
-    fresh, before = fill_bank(teacher, RECIPE, spec, 0, tmp_path / "first", OPTIONS)
+    fresh, before = fill_bank(teacher, RECIPE, spec, 0, Workplace(tmp_path / "first", OPTIONS))
     again = dataclasses.replace(RECIPE, start="dreams")
-    _, after = fill_bank(teacher, again, spec, 1, tmp_path / "second", OPTIONS, earlier=fresh)
+    _, after = fill_bank(teacher, again, spec, 1, Workplace(tmp_path / "second", OPTIONS), earlier=fresh)
     assert after[0]["total"] < before[0]["total"]
 
 
 def test_training_and_held_out_dreams_are_apart_and_balanced(teacher, spec, tmp_path):
-    dreams, _ = fill_bank(teacher, RECIPE, spec, 0, tmp_path, OPTIONS)
-    assert len(dreams.training) == 40 and len(dreams.judging) == 10
+    dreams, _ = fill_bank(teacher, RECIPE, spec, 0, Workplace(tmp_path, OPTIONS))
+    assert len(dreams.training) == 40 and len(dreams.held_out) == 10
     assert dreams.images.dtype == torch.float16 and dreams.images.shape == (50, 1, 8, 8)
     assert dreams.training.labels.bincount(minlength=10).tolist() == [4] * 10
-    assert dreams.judging.labels.bincount(minlength=10).tolist() == [1] * 10
+    assert dreams.held_out.labels.bincount(minlength=10).tolist() == [1] * 10
     with torch.no_grad():
         probabilities = teacher(dreams.images.float()).softmax(1)
     torch.testing.assert_close(dreams.confidence, probabilities[torch.arange(50), dreams.labels], rtol=1e-3, atol=1e-5)
@@ -89,14 +90,15 @@ def test_half_precision_keeps_images_and_statistics_in_float32(teacher, spec, tm
     losses = {}
     for precision in ("32-true", "bf16-mixed"):
         options = TrainerOptions(accelerator="cpu", precision=precision)
-        dreams, history = fill_bank(teacher, recipe, spec, 0, tmp_path / precision, options)
+        dreams, history = fill_bank(teacher, recipe, spec, 0, Workplace(tmp_path / precision, options))
         assert dreams.images.isfinite().all()
         losses[precision] = history[-1]["total"] / history[0]["total"]
     assert losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.1)
     student = dfkd.prune(teacher, 0.5)
     settings = DistillationRecipe(updates=3, batch_size=8, learning_rate=0.01)
-    course = recover_student(student, teacher, DreamDataModule(dreams, 8, 3), settings, 0, tmp_path, options)
-    assert all(np.isfinite(row["total"]) for row in course)
+    data = DreamDataModule(dreams, Stream(8, 3))
+    history = recover_student(student, teacher, data, settings, Workplace(tmp_path, options))
+    assert all(np.isfinite(row["total"]) for row in history)
 
 
 def test_labels_differ_by_one_at_most_and_do_not_come_sorted():
@@ -113,12 +115,12 @@ def test_batches_have_seeds_of_their_own():
 
 
 def test_a_batch_that_fails_is_not_stored_and_those_before_it_are(teacher, spec, tmp_path):
-    fill_bank(teacher, RECIPE, spec, 0, tmp_path, OPTIONS)
+    fill_bank(teacher, RECIPE, spec, 0, Workplace(tmp_path, OPTIONS))
     for path in sorted(tmp_path.iterdir())[1:]:
         path.unlink()
     teacher.linear.bias.data.fill_(float("nan"))
     with pytest.raises(InversionError, match="Batch 1: .*It was not stored"):
-        fill_bank(teacher, RECIPE, spec, 0, tmp_path, OPTIONS)
+        fill_bank(teacher, RECIPE, spec, 0, Workplace(tmp_path, OPTIONS))
     assert [path.name for path in tmp_path.iterdir()] == ["batch_00000.safetensors"]
 
 
@@ -137,7 +139,7 @@ import torch
 from dfkd.inversion import InversionRecipe
 from dfkd.inversion.invert import fill_bank
 from dfkd.models import CifarResNet, InputSpec
-from dfkd.training.fit import TrainerOptions
+from dfkd.training.fit import TrainerOptions, Workplace
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -146,7 +148,7 @@ if __name__ == "__main__":
     recipe = InversionRecipe(**settings | dict({extra}))
     options = TrainerOptions(accelerator="cpu", dream_devices={devices})
     spec = InputSpec((1, 8, 8), 10, (0.3,), (0.4,))
-    fill_bank(teacher, recipe, spec, 7, Path({str(directory)!r}), options)
+    fill_bank(teacher, recipe, spec, 7, Workplace(Path({str(directory)!r}), options))
 """
     directory.mkdir(exist_ok=True)
     script = directory.with_suffix(".py")
@@ -190,3 +192,20 @@ def test_a_rank_that_is_killed_costs_the_batch_in_hand_only(tmp_path):
         fill_in_a_process(tmp_path / name, devices, "iterations=150")
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
     assert kept.items() <= contents(tmp_path / "killed").items()
+
+
+def test_a_directory_never_gives_out_dreams_of_another_call(teacher, tmp_path):
+    settings = {"image_shape": (1, 8, 8), "iterations": 2, "batch_size": 8, "accelerator": "cpu"}
+    settings |= {"directory": tmp_path}
+    first = dfkd.invert(teacher, 8, **settings)
+    again = dfkd.invert(teacher, 8, **settings)
+    assert torch.equal(first.images, again.images) and len(list(tmp_path.glob("dreams/*/artifact.json"))) == 1
+    with torch.no_grad():
+        teacher.linear.bias[0] += 1
+    others = [dfkd.invert(teacher, 8, **settings)]
+    for changes in ({"seed": 1}, {"iterations": 3}, {"start": "noise"}):
+        others.append(dfkd.invert(teacher, 8, **settings | changes))
+    for earlier in (first, others[-1]):
+        dfkd.invert(teacher, 8, **settings, start="dreams", earlier=earlier)
+    assert not any(torch.equal(first.images, other.images) for other in others[1:])
+    assert len(list(tmp_path.glob("dreams/*/artifact.json"))) == 7

@@ -11,7 +11,7 @@ from torch import nn
 from dfkd.errors import ConfigError, InversionError, ModelError
 from dfkd.inversion import InversionRecipe, inversion_objective, losses, optimise
 from dfkd.inversion.invert import fill_bank
-from dfkd.training.fit import TrainerOptions
+from dfkd.training.fit import TrainerOptions, Workplace
 
 LABELS = torch.arange(16) % 10
 
@@ -174,7 +174,7 @@ def test_a_clip_limit_is_kept(teacher, spec, tmp_path):
     recipe = InversionRecipe(
         num_images=8, num_held_out=0, batch_size=8, iterations=5, learning_rate=0.5, clip_limit=0.7
     )
-    dreams, _ = fill_bank(teacher, recipe, spec, 0, tmp_path, TrainerOptions(accelerator="cpu"))
+    dreams, _ = fill_bank(teacher, recipe, spec, 0, Workplace(tmp_path, TrainerOptions(accelerator="cpu")))
     assert dreams.images.abs().max() == torch.tensor(0.7).half()
 
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import large_ones_are_slow
 from published import PUBLISHED, PublishedInversion
 from torch import nn
 from torchvision.models import DenseNet, vgg
@@ -49,7 +50,7 @@ def lived_in(model: nn.Module, *shape: int) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", SMALL_ZOO)
+@pytest.mark.parametrize("name", large_ones_are_slow(SMALL_ZOO))
 def test_50_iterations_give_the_losses_and_images_of_the_published_formulation(name):
     # In double precision: single precision's rounding is amplified by ReLUs and Adam within some ten iterations.
     teacher = lived_in(SMALL_ZOO[name]().double(), 3, 32, 32)

@@ -15,7 +15,7 @@ from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.start import best_candidates, start_images
 from dfkd.models import CifarResNet
 from dfkd.procedural import pictures
-from dfkd.training.fit import TrainerOptions
+from dfkd.training.fit import TrainerOptions, Workplace
 
 LABELS = torch.arange(10)
 
@@ -68,7 +68,9 @@ def test_a_bank_from_pictures_is_closer_to_the_statistics_from_the_start(spec, t
     first = {}
     for kind in ("noise", "procedural"):
         recipe = InversionRecipe(num_images=32, num_held_out=0, iterations=2, start=kind, feature_form="divergence")
-        _, history = fill_bank(teacher.eval(), recipe, spec, 0, tmp_path / kind, TrainerOptions(accelerator="cpu"))
+        _, history = fill_bank(
+            teacher.eval(), recipe, spec, 0, Workplace(tmp_path / kind, TrainerOptions(accelerator="cpu"))
+        )
         first[kind] = history[0]["feature"]
     assert first["procedural"] < 0.5 * first["noise"]
 

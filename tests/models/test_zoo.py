@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import large_ones_are_slow
 from safetensors.torch import load_file
 
 import dfkd
@@ -36,7 +37,7 @@ def test_resnet20_takes_the_shared_teacher(shared):
     model.load_state_dict(load_file(shared / "teachers" / "resnet20-cifar10-jpeg.safetensors"))
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize("name", large_ones_are_slow(TORCHVISION))
 def test_torchvision_models_with_a_small_image_stem_go_through_the_whole_job(name):
     teacher = torchvision_model(name, num_classes=7, in_channels=2, small_image_stem=True).eval()
     shape = (2, 32, 40)

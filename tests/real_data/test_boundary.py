@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import DREAMS, TINY
 from PIL import Image
+from running import FORKS
 
 import dfkd
 from dfkd.real_data import Purpose, RealImages, Split
-from dfkd.tasks import ClassIncremental, Recovery
+from dfkd.tasks import CLASS_INCREMENTAL, RECOVERY
 
 PACKAGE = Path(dfkd.__file__).parent
 DREAM_SIDE = [
@@ -35,6 +36,12 @@ DREAM_SIDE = [
     "models",
     "training",
     "api.py",
+    "stages/stage.py",
+    "stages/networks.py",
+    "stages/dreams.py",
+    "stages/pruning.py",
+    "stages/learning.py",
+    "stages/new_classes.py",
 ]
 
 
@@ -61,7 +68,7 @@ def test_the_dreams_side_does_not_import_real_data(place):
 
 def test_every_folder_of_the_package_is_on_a_known_side():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    both_sides = {"real_data", "evaluation", "reporting", "tasks"}
+    both_sides = {"real_data", "evaluation", "reporting", "stages", "tasks"}
     assert folders == {name for name in DREAM_SIDE if "." not in name} | both_sides
 
 
@@ -76,28 +83,39 @@ def test_the_door_opens_for_four_purposes_and_records_them():
         images.open("distillation")  # type: ignore[arg-type]
 
 
-# Runs one stage of the pipeline and prints which image files it opened, but for the scan.
-WATCHER = """
-import sys
-root, seen = sys.argv.pop(1), set()
+def opened_images(root: str) -> set[str]:
+    """From now on, the image files under `root` that this process opens, but for the check before the work.
 
-def scanning(frame):
-    while frame is not None and not frame.f_code.co_filename.endswith("real_data/scan.py"):
-        frame = frame.f_back
-    return frame is not None
+    The check reads all images, in any run: that they can be read, and what identifies them.
+    """
+    seen: set[str] = set()
 
-def watch(event, arguments):
-    if event == "open" and str(arguments[0]).startswith(root) and not scanning(sys._getframe()):
-        seen.add(str(arguments[0]))
+    def checking(frame) -> bool:
+        while frame is not None and not (
+            frame.f_code.co_filename.endswith("real_data/scan.py") or frame.f_code.co_name == "check_images"
+        ):
+            frame = frame.f_back
+        return frame is not None
 
-sys.addaudithook(watch)
-from dfkd.app import main
-try:
+    def watch(event, arguments) -> None:
+        name = str(arguments[0]) if event == "open" else ""
+        if name.startswith(root) and name.endswith(".png") and not checking(sys._getframe()):
+            seen.add(name)
+
+    sys.addaudithook(watch)
+    return seen
+
+
+def run_watched(root: str, arguments: list[str], directory: str, found) -> None:
+    """`dfkd ARGUMENTS` in a process of its own; puts the classes and the number of images that it opened."""
+    os.chdir(directory)
+    seen = opened_images(root)
+    sys.argv = ["dfkd", *arguments]
+
+    from dfkd.app import main
+
     main()
-finally:
-    print("OPENED", *sorted({name.removeprefix(root).split("/")[2] for name in seen if name.endswith(".png")}))
-    print("COUNT", sum(name.endswith(".png") for name in seen))
-"""
+    found.put((len(seen), sorted({name.removeprefix(root).split("/")[2] for name in seen})))
 
 
 @pytest.fixture
@@ -112,17 +130,17 @@ def folder(tmp_path) -> Path:
     return tmp_path / "images"
 
 
-def watched(stages, folder: Path, directory: Path, options: list[str]) -> dict[str, tuple[int, list[str]]]:
-    """How many image files each stage opens, and of which classes."""
+def watched(parts, folder: Path, directory: Path, options: list[str]) -> dict[str, tuple[int, list[str]]]:
+    """How many image files each part of a run opens, and of which classes."""
     opened = {}
-    for stage in stages:
-        done = subprocess.run(
-            [sys.executable, "-c", WATCHER, str(folder), *options, f"stage={stage}"],
-            cwd=directory, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        classes, count = done.stdout.split("OPENED")[1].split("COUNT")
-        opened[stage] = int(count), classes.split()
+    for part in parts:
+        found = FORKS.Queue()
+        arguments = (str(folder), [*options, f"stage={part}"], str(directory), found)
+        process = FORKS.Process(target=run_watched, args=arguments)
+        process.start()
+        opened[part] = found.get(timeout=300)
+        process.join()
+        assert process.exitcode == 0
     return opened
 
 
@@ -142,27 +160,28 @@ def test_only_teacher_training_evaluation_and_the_control_open_image_files(folde
         "teacher.training.batch_size=16",
         "run_dir=run",
     ]
-    opened = {stage: count for stage, (count, _) in watched(Recovery.stages, folder, tmp_path, options).items()}
-    assert opened == {"teacher": 40, "dream": 0, "prune": 0, "recover": 0, "evaluate": 50}
+    opened = {stage: count for stage, (count, _) in watched(RECOVERY.parts, folder, tmp_path, options).items()}
+    assert opened == {"teacher": 40, "dream": 0, "prune": 0, "recover": 0, "controls": 40, "evaluate": 10}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["data"]["opened_for"] == ["real-data control", "evaluation"]
+    assert result["data"]["opened_for"] == ["evaluation"]  # by the last part, which found the control in the store
 
 
 def test_new_classes_are_learned_without_an_image_of_the_old(folder, tmp_path):
     options = [
-        *TINY, "task=class_incremental", "data=image_folder", f"data.root={folder}", "data.only=[0,1,2,3,4,5]",
+        *DREAMS, "task=class_incremental", "data=image_folder", f"data.root={folder}", "data.only=[0,1,2,3,4,5]",
         "data@new_data=image_folder", f"new_data.root={folder}", "new_data.only=[6,7,8,9]", "input.num_classes=6",
         "incremental.new_classes=4", "incremental.updates=3", "incremental.batch_size=8",
         "teacher.training.batch_size=16", "run_dir=run",
     ]  # fmt: skip
-    opened = watched(ClassIncremental.stages, folder, tmp_path, options)
+    opened = watched(CLASS_INCREMENTAL.parts, folder, tmp_path, options)
     new = ["class6", "class7", "class8", "class9"]
     assert opened["teacher"] == (24, [f"class{label}" for label in range(6)])
     assert opened["dream"] == (0, []) and opened["learn"] == (16, new)
-    assert opened["evaluate"][0] > 10  # all test images, and for the controls training images of both
+    assert opened["controls"][0] == 40  # for joint training, those of both
+    assert opened["evaluate"][0] == 10
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["data"]["opened_for"] == ["real-data control", "evaluation", "learning new classes"]
-    assert set(result["scores"]) == {"teacher", "learn", *ClassIncremental.controls}
+    assert result["data"]["opened_for"] == ["evaluation"]
+    assert set(result["scores"]) == {"teacher", "learn", *CLASS_INCREMENTAL.controls}
     assert result["classes"] == {"old": 6, "new": 4}
     for marks in result["scores"].values():
         assert marks["combined"] == pytest.approx((6 * marks["old"] + 4 * marks["new"]) / 10, abs=1e-5)

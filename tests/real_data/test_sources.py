@@ -11,6 +11,7 @@ from dfkd.errors import DataError
 from dfkd.models import InputSpec
 from dfkd.real_data import Purpose, RealImages, cifar, digits, image_folder, no_data
 from dfkd.real_data.datamodule import RealDataModule, random_subset
+from dfkd.training.data import Stream
 
 
 def make_folder(root, classes=2, images=3, size=(10, 12), suffix="png", mode="RGB"):
@@ -180,7 +181,7 @@ def test_the_data_module_shuffles_by_seed_and_pass(spec):
     dataset = digits(spec).open(Purpose.REAL_DATA_CONTROL)
 
     def batches(seed, consumed=0):
-        data = RealDataModule(dataset, batch_size=700, batches=4, seed=seed)  # two batches a pass
+        data = RealDataModule(dataset, Stream(700, 4, seed))  # two batches an epoch
         data.load_state_dict({"consumed": consumed})
         return [labels.tolist() for _, labels in data.train_dataloader()]
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import TINY, command
+from conftest import DREAMS, TINY, command, without_training
 
 from dfkd.errors import ConfigError
-from dfkd.reporting.report import read_runs, summarise, summarise_dreams
+from dfkd.reporting.plots import recovery_plot
+from dfkd.reporting.reading import read_runs
+from dfkd.reporting.report import summarise, summarise_dreams
+from dfkd.reporting.settings import LABELS, named_settings
 
 
 def test_a_sweep_becomes_a_table_with_means_over_seeds(sweep, tmp_path):
@@ -36,24 +40,30 @@ def test_dreams_have_a_row_for_each_setting_whoever_learned_from_them(sweep, tmp
     results = [json.loads(path.read_text()) for path in (sweep / "sweep").glob("*/result.json")]
     accuracies = {r["seed"]: 100 * r["dreams"]["teacher_accuracy"] for r in results}
     table = summarise_dreams(read_runs([sweep / "sweep"]).dreams)
-    assert len(results) == 6 and list(table["seeds"]) == [2] and "judge" not in table
+    assert len(results) == 6 and list(table["seeds"]) == [2] and "verifier" not in table
     mean, std = statistics.mean(accuracies.values()), statistics.stdev(accuracies.values())
     assert table["teacher accuracy"][0] == f"{mean:.1f} ± {std:.1f}"
 
 
-def test_dreams_that_were_judged_say_by_whom_and_what_looked_at_real_images(tmp_path):
+def test_dreams_say_who_looked_at_them_and_what_looked_at_real_images(tmp_path):
     command([*TINY, "stage=teacher", "seed=1", "run_dir=teacher"], tmp_path)
     weights = next(tmp_path.glob("**/teacher/*/weights.safetensors"))
-    command([*TINY, "controls=[]", f"judge.weights={weights}", "judge.extractor=teacher", "run_dir=judged"], tmp_path)
-    marks = json.loads((tmp_path / "judged" / "result.json").read_text())["dreams"]["judged"]
-    row = summarise_dreams(read_runs([tmp_path / "judged"]).dreams).iloc[0]
-    assert row["other accuracy"] == f"{100 * marks['without_real_images']['other_accuracy']:.1f}"
+    command(
+        [*TINY, "controls=[]", f"verifier.weights={weights}", "verifier.extractor=teacher", "run_dir=run"], tmp_path
+    )
+    marks = json.loads((tmp_path / "run" / "result.json").read_text())["dreams"]["quality"]
+    row = summarise_dreams(read_runs([tmp_path / "run"]).dreams).iloc[0]
+    assert row["verifier accuracy"] == f"{100 * marks['without_real_images']['verifier_accuracy']:.1f}"
     assert row["real fid"] == f"{marks['with_real_images']['fid']:.1f}" and row["extractor"] == "teacher"
-    assert row["judge"] == "resnet20"
+    assert row["verifier"] == "resnet20"
 
 
 def test_runs_that_failed_are_listed(sweep, tmp_path):
-    command([*TINY, "teacher=given", "teacher.weights=none.pt", "run_dir=failed"], tmp_path, check=False)
+    command(
+        [*without_training(TINY), "teacher=pretrained", "teacher.weights=none.pt", "run_dir=failed"],
+        tmp_path,
+        check=False,
+    )
     command([*TINY, "stage=teacher", "run_dir=short"], tmp_path)
     found = read_runs([sweep / "sweep", tmp_path])
     assert len(found.students) == 6
@@ -118,7 +128,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
 
 
 def test_class_incremental_runs_have_a_table_of_their_own(tmp_path):
-    options = [option for option in TINY if not option.startswith("experiment")]
+    options = [option for option in DREAMS if not option.startswith("experiment")]
     tiny = ["experiment=incremental_digits", *options, "incremental.updates=2", "controls=[fine_tuning]"]
     command(["-m", *tiny, "seed=0,1", "run_dir=sweep"], tmp_path)
     text = command(["report", "sweep"], tmp_path).stdout
@@ -128,3 +138,44 @@ def test_class_incremental_runs_have_a_table_of_their_own(tmp_path):
         row = next(line for line in text.splitlines() if f"| {network} |" in line)
         assert f"{statistics.mean(marks):.1f} ± {statistics.stdev(marks):.1f}" in row
     assert "2 finished runs" in text and len(pd.read_csv(tmp_path / "report" / "class_incremental.csv")) == 6
+
+
+def test_runs_that_differ_in_their_normalisation_are_not_seeds_of_one_setting(tmp_path):
+    for seed, std in (("0", "[0.376]"), ("1", "[0.5]")):
+        command([*TINY, "controls=[]", f"seed={seed}", f"input.std={std}", f"run_dir=runs/{seed}"], tmp_path)
+    runs = read_runs([tmp_path / "runs"])
+    assert list(summarise(runs.students)["seeds"]) == [1, 1] == list(summarise_dreams(runs.dreams)["seeds"])
+    assert set(summarise(runs.students)["input.std"]) == {"[0.376]", "[0.5]"}
+
+
+def test_runs_whose_files_had_other_content_under_the_same_name_are_not_seeds_of_one_setting(sweep, tmp_path):
+    shutil.copytree(sweep / "sweep", tmp_path / "sweep")
+    results = [(path, json.loads(path.read_text())) for path in tmp_path.glob("sweep/*/result.json")]
+    assert len({result["setting"] for _, result in results}) == 3  # of six runs: the seed has no part in it
+    for path, result in results:
+        path.write_text(json.dumps(result | {"setting": result["setting"] + str(result["seed"])}))
+    assert len(summarise(read_runs([tmp_path]).students)) == 6
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("study", ["resnet20", "small", "streaming", "transfer"])
+def test_a_line_or_colour_is_one_setting_named_by_what_tells_it_apart(study):
+    runs = read_runs([RESULTS / study]).students
+    for labels, apart_from in (([*LABELS, "measure"], []), (["model", *LABELS[1:], "measure"], ["pruning.amount"])):
+        named = named_settings(runs, labels, apart_from)
+        assert len({name for name, _ in named}) == len(named) > 1
+        for _, group in named:
+            counted = group if not apart_from else group.drop_duplicates(["seed", "option pruning.amount"])
+            assert len(counted) == len(group)
+            for option in (column for column in group if column.startswith("option ")):
+                assert (option == "option pruning.amount" and apart_from) or group[option].nunique(dropna=False) == 1
+
+
+def test_the_recovered_line_of_one_recipe_is_no_mean_over_two():
+    axes = recovery_plot(read_runs([RESULTS / "resnet20"]).students).axes[0]
+    ends = {c.get_label(): dict(zip(*c.lines[0].get_data(), strict=True)) for c in axes.containers}
+    recovered = {label: values for label, values in ends.items() if label.startswith("recovered")}
+    at_90 = sorted(round(value, 1) for values in recovered.values() for x, value in values.items() if round(x) == 90)
+    assert at_90 == [40.6, 82.6]

@@ -21,8 +21,9 @@ from dfkd.errors import ArtifactError, ConfigError, TrainingError
 from dfkd.inversion import InversionRecipe
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.losses import jensen_shannon
-from dfkd.streaming import StreamingDreamDataModule, StreamingRecipe
-from dfkd.training.fit import TrainerOptions, fit, quiet_lightning
+from dfkd.streaming import Dreamer, StreamingDreamDataModule, StreamingRecipe
+from dfkd.training.data import Stream
+from dfkd.training.fit import TrainerOptions, Workplace, fit, quiet_lightning
 
 CPU = TrainerOptions(accelerator="cpu", checkpoint_updates=4)
 INVERSION = InversionRecipe(num_images=40, num_held_out=0, batch_size=16, iterations=6, jitter=1)
@@ -32,7 +33,7 @@ RECIPE = DistillationRecipe(updates=12, batch_size=16, learning_rate=0.01, gradu
 @pytest.fixture
 def files(teacher, spec, tmp_path) -> list[Path]:
     """A bank of three batches: 16, 16 and 8 dreams."""
-    fill_bank(teacher, INVERSION, spec, 0, tmp_path / "bank", CPU)
+    fill_bank(teacher, INVERSION, spec, 0, Workplace(tmp_path / "bank", CPU))
     return [DreamBank(tmp_path / "bank").path(number) for number in range(3)]
 
 
@@ -40,19 +41,21 @@ def files(teacher, spec, tmp_path) -> list[Path]:
 def stream(teacher, spec, files, tmp_path):
     """Makes a student and the data module that streams dreams to it."""
 
-    def make(directory="new", every=5, policy="uniform", weight=1.0, **changes):
-        student = changes.pop("student", None) or dfkd.prune(teacher, 0.8)
+    def make(directory="new", every=5, policy="uniform", weight=1.0, seed=0, on_new_batch=None):
+        student = dfkd.prune(teacher, 0.8)
         inversion = dataclasses.replace(INVERSION, competition_weight=weight)
-        return student, StreamingDreamDataModule(
-            files, tmp_path / directory, teacher, student, inversion, StreamingRecipe(every=every, policy=policy),
-            spec, RECIPE.batch_size, RECIPE.updates, **changes,
+        data = StreamingDreamDataModule(
+            files, tmp_path / directory, Dreamer(teacher, student, inversion, spec),
+            StreamingRecipe(every=every, policy=policy), Stream(RECIPE.batch_size, RECIPE.updates, seed),
         )  # fmt: skip
+        data.on_new_batch = on_new_batch
+        return student, data
 
     return make
 
 
 def learn(student: nn.Module, teacher: nn.Module, data, directory: Path, *callbacks) -> list[dict[str, float]]:
-    return fit(DistillationModule(student, teacher, RECIPE, 3), data, directory, CPU, callbacks=callbacks)
+    return fit(DistillationModule(student, teacher, RECIPE, 3), data, Workplace(directory, CPU), callbacks)
 
 
 def test_dreams_on_disk_are_those_that_were_written(files):
@@ -70,7 +73,7 @@ def test_dreams_on_disk_are_those_that_were_written(files):
 
 def test_a_new_batch_joins_before_every_kth_update_and_is_drawn_from_at_once(teacher, stream, tmp_path):
     grown, drawn = [], []
-    student, data = stream(policy="recent", on_growth=lambda dreams, row: grown.append((dreams, row["update"])))
+    student, data = stream(policy="recent", on_new_batch=lambda dreams, row: grown.append((dreams, row["update"])))
 
     class Watching(lightning.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
@@ -79,12 +82,12 @@ def test_a_new_batch_joins_before_every_kth_update_and_is_drawn_from_at_once(tea
     learn(student, teacher, data, tmp_path / "fit", Watching())
     assert [update for _, update in grown] == [5, 10] and len(drawn) == 12
     assert len(data.dreams) == 40 + 2 * 16
-    assert [row["images"] for row in data.rows] == [56, 72]
+    assert [row["images"] for row in data.history] == [56, 72]
     for dreams, update in grown:
         new = {image.numpy().tobytes() for image in dreams.images}
         seen = [sum(image.numpy().tobytes() in new for image in batch) for batch in drawn]
         assert not any(seen[:update]) and seen[update] > 0
-    for row in data.rows:
+    for row in data.history:
         assert {"update", "images", "loss", "competition", "teacher_accuracy", "student_accuracy", "agreement"} <= set(
             row
         )
@@ -103,17 +106,17 @@ def test_dreams_are_made_against_the_student_as_it_is_then(teacher, stream, tmp_
             with torch.no_grad():
                 apart.append(jensen_shannon(teacher(images), copy.deepcopy(student).eval()(images), 3.0).item())
 
-        student, data = stream(f"weight{weight}", weight=weight, on_growth=measure)
+        student, data = stream(f"weight{weight}", weight=weight, on_new_batch=measure)
         learn(student, teacher, data, tmp_path / f"fit{weight}")
         return apart[0]  # up to here both students learned the same
 
     assert disagreement(1e6) > 1.2 * disagreement(0.0)
 
 
-def test_growing_touches_neither_the_student_nor_the_teacher_nor_the_random_state(teacher, stream, tmp_path):
+def test_a_new_batch_touches_neither_the_student_nor_the_teacher_nor_the_random_state(teacher, stream, tmp_path):
     before, after, expected = [], [], copy.deepcopy(teacher.state_dict())
     student, data = stream(
-        on_growth=lambda dreams, row: after.append((copy.deepcopy(student.state_dict()), torch.get_rng_state()))
+        on_new_batch=lambda dreams, row: after.append((copy.deepcopy(student.state_dict()), torch.get_rng_state()))
     )
 
     class Watching(lightning.Callback):
@@ -140,7 +143,7 @@ def test_an_interrupted_stream_ends_with_the_same_numbers(teacher, stream, tmp_p
         student, data = stream(name, policy=policy, seed=7)
         history = learn(student, teacher, data, tmp_path / f"{name}-fit")
         new = [(path.name, path.read_bytes()) for path in sorted((tmp_path / name).iterdir())]
-        ends[name] = history, data.rows, new, student.state_dict()
+        ends[name] = history, data.history, new, student.state_dict()
     whole, broken = ends["whole"], ends["broken"]
     assert whole[:3] == broken[:3] and len(whole[2]) == 2
     assert all(torch.equal(value, whole[3][name]) for name, value in broken[3].items())
@@ -158,7 +161,7 @@ def test_the_hardest_dreams_are_drawn_most(teacher, stream, files, tmp_path):
             return -1 if len(drawn) == RECIPE.updates else None
 
     still = dataclasses.replace(RECIPE, learning_rate=1e-12, batch_norm="frozen")
-    fit(DistillationModule(student, teacher, still), data, tmp_path / "fit", CPU, callbacks=[Still()])
+    fit(DistillationModule(student, teacher, still), data, Workplace(tmp_path / "fit", CPU), [Still()])
     images = DreamBank(files[0].parent).load(3, 0)[0].images
     with torch.no_grad():
         expected, given = teacher(images.float()).log_softmax(1), student.eval()(images.float()).log_softmax(1)
@@ -193,7 +196,7 @@ def test_without_a_trainer_it_says_so(stream):
 
 def test_the_recovery_takes_a_stream(teacher, stream, tmp_path):
     student, data = stream()
-    recover_student(student, teacher, data, RECIPE, 0, tmp_path / "fit", CPU)
+    recover_student(student, teacher, data, RECIPE, Workplace(tmp_path / "fit", CPU))
     assert len(data.dreams) == 72
 
 

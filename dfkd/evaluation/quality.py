@@ -1,15 +1,13 @@
-"""Judging dreams: what the teacher and another network see in them, how they vary, how near they are to real images."""
+"""The quality of dreams: what teacher and verifier see in them, how they vary, how near they are to real images."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,82 +18,48 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from dfkd.dreams import Dreams
-from dfkd.errors import ConfigError, ModelError, require
+from dfkd.errors import ModelError
 from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.classifier import classifier_of
 from dfkd.models.freezing import frozen
 from dfkd.models.input_spec import InputSpec
-from dfkd.models.weights import load_teacher_weights
 from dfkd.seeding import derive_seed
 
-EXTRACTORS = ("teacher", "judge", "inception")
+EXTRACTORS = ("teacher", "verifier", "inception")
 PAIRS = 1000  # dreams that the diversity is measured on
 SUBSET = 1000  # images in each of KID's subsets
 BATCH = 256
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Who judges the dreams, beside the teacher.
-
-    Attributes:
-        build: makes another network of the same classes.
-        recipe: what it makes, as plain JSON.
-        weights: of that network, trained separately; None: there is none.
-        extractor: whose features tell dreams from real test images (FID, KID, Inception score): one of `EXTRACTORS`;
-            None: no real image is looked at.
-    """
-
-    build: Callable[[], nn.Module] | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-    extractor: str | None = None
-
-    def __post_init__(self) -> None:
-        allowed = f"one of {EXTRACTORS}, or null"
-        require(self.extractor in (*EXTRACTORS, None), "judge.extractor", self.extractor, allowed)
-        if self.extractor == "judge" and self.weights is None:
-            raise ConfigError("judge.extractor=judge needs a judge: give judge.weights=FILE.")
-        if self.extractor == "inception" and importlib.util.find_spec("torch_fidelity") is None:
-            raise ConfigError("judge.extractor=inception needs torch-fidelity: pip install torch-fidelity.")
-
-    def network(self) -> nn.Module | None:
-        """The other network with its weights."""
-        if self.weights is None or self.build is None:
-            return None
-        model = self.build()
-        load_teacher_weights(model, self.weights, self.recipe, option="judge.weights")
-        return model.eval()
-
-
-def judge_dreams(
-    dreams: Dreams, teacher: nn.Module, other: nn.Module | None, spec: InputSpec, device: torch.device
+def dream_quality(
+    dreams: Dreams, teacher: nn.Module, verifier: nn.Module | None, spec: InputSpec, device: torch.device
 ) -> dict[str, float | None]:
-    """What can be said of dreams without a real image. The networks are moved to `device`.
+    """Metrics of dreams that need no real image. The networks are moved to `device`.
 
     Returns:
         `teacher_accuracy` and `teacher_confidence`: share of the dreams that the teacher gives their label, and the
-        mean probability it gives it. `class_balance`: entropy of its answers over all dreams, over ln(classes): 1 where
-        every class is as frequent. `diversity`: mean Euclidean distance between the teacher's penultimate features of
-        two dreams; None where its classifier is no linear layer. `statistics_agreement`: share of the dreams on which
-        the teacher answers the same when it normalises by their own statistics; 1 where they have those of the images
-        that it learned from; None without batch norm, or for a single dream. `other_accuracy`, `other_confidence`:
-        accuracy and confidence by the other network (cross-network verification, DI), where there is one.
+        mean probability it gives it. `class_balance`: entropy of its predictions over all dreams, over ln(classes): 1
+        where every class is as frequent. `diversity`: mean Euclidean distance between the teacher's penultimate
+        features of two dreams; None where its classifier is no linear layer. `statistics_agreement`: share of the
+        dreams on which the teacher predicts the same when it normalises by their own statistics; 1 where they have
+        those of the images that it learned from; None without batch norm, or for a single dream.
+        `verifier_accuracy`, `verifier_confidence`: accuracy and confidence by the verifier, a network that was trained
+        separately (cross-network verification, DI), where there is one.
     """
     labels = dreams.labels
-    features, logits = _answers(teacher.to(device), dreams.images, spec.num_classes)
+    features, logits = _features_and_logits(teacher.to(device), dreams.images, spec)
     shares = logits.argmax(1).bincount(minlength=spec.num_classes).double() / len(labels)
-    marks: dict[str, float | None] = {
+    quality: dict[str, float | None] = {
         "teacher_accuracy": _accuracy(logits, labels),
         "teacher_confidence": _confidence(logits, labels),
         "class_balance": -torch.xlogy(shares, shares).sum().item() / math.log(spec.num_classes),
         "diversity": None if features is None else _mean_distance(features),
         "statistics_agreement": _statistics_agreement(teacher, dreams.images, logits.argmax(1)),
     }
-    if other is not None:
-        _, logits = _answers(other.to(device), dreams.images, spec.num_classes)
-        marks |= {"other_accuracy": _accuracy(logits, labels), "other_confidence": _confidence(logits, labels)}
-    return marks
+    if verifier is not None:
+        _, logits = _features_and_logits(verifier.to(device), dreams.images, spec)
+        quality |= {"verifier_accuracy": _accuracy(logits, labels), "verifier_confidence": _confidence(logits, labels)}
+    return quality
 
 
 def compare_with_real(
@@ -109,7 +73,7 @@ def compare_with_real(
     """FID and KID between dreams and real images, and the Inception score of the dreams, by torchmetrics.
 
     Args:
-        dreams: what is judged.
+        dreams: what is compared.
         real: of (normalised image (C, H, W), label): test images.
         extractor: the network whose penultimate features and logits are used; None: Inception-v3, which torch-fidelity
             downloads. Values of different extractors cannot be compared.
@@ -124,15 +88,15 @@ def compare_with_real(
     def prepare(images: Tensor) -> Tensor:
         return (_bytes(images, spec) if extractor is None else images.float()).to(device)
 
-    features: Any = 2048 if extractor is None else _Penultimate(extractor, spec.num_classes)
-    answers: Any = "logits_unbiased" if extractor is None else extractor
+    features: Any = 2048 if extractor is None else _Penultimate(extractor, spec)
+    logits: Any = "logits_unbiased" if extractor is None else extractor
     subset = min(SUBSET, len(dreams), len(real))  # type: ignore[arg-type]
     with warnings.catch_warnings(), torch.no_grad(), torch.random.fork_rng(), frozen(extractor):
         warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
         torch.manual_seed(derive_seed(0, "subsets of KID"))
         fid = FrechetInceptionDistance(feature=features).to(device)
         kid = KernelInceptionDistance(feature=features, subset_size=subset).to(device)
-        score = InceptionScore(feature=answers).to(device)
+        score = InceptionScore(feature=logits).to(device)
         for images, _ in DataLoader(real, batch_size=BATCH, num_workers=num_workers):
             for metric in (fid, kid):
                 metric.update(prepare(images), real=True)
@@ -151,21 +115,21 @@ def compare_with_real(
 class _Penultimate(nn.Module):
     """What the last linear layer of a classifier is given."""
 
-    def __init__(self, network: nn.Module, num_classes: int) -> None:
+    def __init__(self, network: nn.Module, spec: InputSpec) -> None:
         super().__init__()
-        self.network, self.num_classes = network, num_classes
-        self.num_features = classifier_of(network, num_classes)[1].in_features
+        self.network, self.spec = network, spec
+        self.num_features = classifier_of(network, spec.num_classes, spec.image_shape)[1].in_features
 
     def forward(self, images: Tensor) -> Tensor:
-        with _penultimate(self.network, self.num_classes) as seen:
+        with _penultimate(self.network, self.spec) as seen:
             self.network(images)
         return seen[0]
 
 
 @contextmanager
-def _penultimate(network: nn.Module, num_classes: int) -> Iterator[list[Tensor]]:
+def _penultimate(network: nn.Module, spec: InputSpec) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
-    layer = classifier_of(network, num_classes)[1]
+    layer = classifier_of(network, spec.num_classes, spec.image_shape)[1]
     handle = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().flatten(1)))
     try:
         yield seen
@@ -174,14 +138,14 @@ def _penultimate(network: nn.Module, num_classes: int) -> Iterator[list[Tensor]]
 
 
 @torch.no_grad()
-def _answers(network: nn.Module, images: Tensor, num_classes: int) -> tuple[Tensor | None, Tensor]:
+def _features_and_logits(network: nn.Module, images: Tensor, spec: InputSpec) -> tuple[Tensor | None, Tensor]:
     """Penultimate features (N, D), None where the classifier is no linear layer, and logits (N, classes)."""
     device = next(network.parameters()).device
     with ExitStack() as stack:
         stack.enter_context(frozen(network))
         seen: list[Tensor] = []
         with contextlib.suppress(ModelError):
-            seen = stack.enter_context(_penultimate(network, num_classes))
+            seen = stack.enter_context(_penultimate(network, spec))
         logits = [network(part.to(device).float()) for part in images.split(BATCH)]
     return torch.cat(seen).cpu() if seen else None, torch.cat(logits).cpu()
 
@@ -192,7 +156,7 @@ def _mean_distance(features: Tensor) -> float:
 
 
 @torch.no_grad()
-def _statistics_agreement(teacher: nn.Module, images: Tensor, answers: Tensor) -> float | None:
+def _statistics_agreement(teacher: nn.Module, images: Tensor, predictions: Tensor) -> float | None:
     device = next(teacher.parameters()).device
     live = copy.deepcopy(teacher).eval()
     layers = batch_norm_layers(live)
@@ -202,7 +166,7 @@ def _statistics_agreement(teacher: nn.Module, images: Tensor, answers: Tensor) -
         layer.train()
     parts = images.chunk(math.ceil(len(images) / BATCH))  # of one size, so that none is too small for statistics
     given = torch.cat([live(part.to(device).float()).argmax(1).cpu() for part in parts])
-    return (given == answers).double().mean().item()
+    return (given == predictions).double().mean().item()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

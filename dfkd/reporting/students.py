@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from dfkd.evaluation import Marks
 from dfkd.reporting.percent import percent
-from dfkd.tasks import DistillationPipeline
+from dfkd.reporting.record import Record
 from dfkd.training.progress import duration
 
 # Names of the table's rows and the bars of recovery.png, in order.
@@ -22,42 +20,39 @@ NETWORKS = {
 }
 
 
-def result_of(pipeline: DistillationPipeline, scores: dict[str, Marks], sizes: dict[str, int]) -> dict[str, Any]:
+def result_of(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
     """What `result.json` tells beside the facts that every task records.
 
-    `agreement` is the share of held-out dreams on which a network gives the teacher's answer. `recovery` is
+    `agreement` is the share of held-out dreams on which a network predicts what the teacher does. `recovery` is
     (recovered - pruned) / (teacher - pruned) in accuracy. The student is called `recovered` where it was pruned,
     `student` where it was fresh.
     """
-    e = pipeline.experiment
-    mark = {name: scores.get(name, {"accuracy": None, "agreement": None}) for name in NETWORKS}
-    networks = [name for name in ("teacher", "pruned", pipeline.student) if name in pipeline.networks]
-    costs = dict(zip(networks, pipeline.costs(*(pipeline.networks[name] for name in networks)), strict=True))
-    controls = [name for name in ("batchnorm", "noise", "real") if name in pipeline.networks or "pruned" in networks]
-    accuracy = {name: marks["accuracy"] for name, marks in mark.items()}
+    scores = record.scores
+    student = "recovered" if "recovered" in scores else "student"
+    controls = ("noise", "real") if student == "student" else ("batchnorm", "noise", "real")
+    known = {name: scores.get(name, {"accuracy": None, "agreement": None}) for name in NETWORKS}
+    teacher = {name: value for name, value in scores["teacher"].items() if name != "agreement"}
     return {
-        "teacher": {
-            "accuracy": accuracy["teacher"],
-            "weights": Path(e.weights).name if e.weights else "trained here",
-            **costs["teacher"],
-        },
-        **{name: {**mark[name], **costs[name]} for name in networks if name == "pruned"},
-        pipeline.student: {**mark[pipeline.student], **costs[pipeline.student], "bytes": sizes},
-        "controls": {name: accuracy[name] for name in controls},
-        "controls_agreement": {name: mark[name]["agreement"] for name in controls},
-        "recovery": recovery(accuracy["teacher"], accuracy["pruned"], accuracy["recovered"]),
-        "streaming": _streaming(pipeline),
+        "teacher": {**record.facts, **teacher},
+        **{name: scores[name] for name in ("pruned",) if name in scores},
+        student: {**scores[student], "bytes": sizes},
+        "controls": {name: known[name]["accuracy"] for name in controls},
+        "controls_agreement": {name: known[name]["agreement"] for name in controls},
+        "recovery": recovery(*(known[name]["accuracy"] for name in ("teacher", "pruned", "recovered"))),
+        "streaming": _streaming(record),
     }
 
 
-def _streaming(pipeline: DistillationPipeline) -> dict[str, Any] | None:
+def _streaming(record: Record) -> dict[str, Any] | None:
     """What was dreamt while the student learned, and how long that took of its time; None if nothing was."""
-    notes = pipeline.artifacts[pipeline.stages[-2]].notes
-    rows = notes.get("stream")
-    if not rows:
+    if not record.streamed:
         return None
-    images = pipeline.experiment.num_images - pipeline.experiment.inversion.num_images
-    return {"batches": len(rows), "images": images, "last": rows[-1], "seconds": notes["seconds_dreaming"]}
+    notes = next(product.notes for product in record.products.values() if product.notes.get("stream"))
+    images = sum(map(len, record.streamed))
+    return {
+        "batches": len(record.streamed), "images": images, "last": notes["stream"][-1],
+        "seconds": notes["seconds_dreaming"],
+    }  # fmt: skip
 
 
 def recovery(teacher: float | None, pruned: float | None, recovered: float | None) -> float | None:
@@ -71,24 +66,24 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows as text; networks that were not made are left out."""
     rows: list[tuple[str, ...]] = []
     for name, label in NETWORKS.items():
-        marks = _marks(result, name)
-        if marks == (None, None) and name != "teacher":
+        scores = _scores(result, name)
+        if scores == (None, None) and name != "teacher":
             continue
         sparsity = 0.0 if name == "teacher" else student_of(result)["sparsity"]
-        agreement = "" if name == "teacher" else percent(marks[1])
-        rows.append((label, percent(sparsity), percent(marks[0]), agreement))
+        agreement = "" if name == "teacher" else percent(scores[1], result["dreams"]["held_out"])
+        rows.append((label, percent(sparsity), percent(scores[0]), agreement))
     return ["network", "sparsity", "accuracy", "agreement"], rows
 
 
 def student_of(result: dict[str, Any]) -> dict[str, Any]:
-    """The marks and cost of the network that a run is about."""
+    """The scores and cost of the network that a run is about."""
     return result["recovered"] if "recovered" in result else result["student"]
 
 
 def network_scores(result: dict[str, Any]) -> tuple[str, dict[str, float | None]]:
-    """The mark that the run can be judged by (`accuracy`, or without data `agreement`), and its value by network."""
+    """The score that the run goes by (`accuracy`, or without data `agreement`), and its value by network."""
     kind = "agreement" if result["teacher"]["accuracy"] is None else "accuracy"
-    return kind, {name: _marks(result, name)[kind == "agreement"] for name in NETWORKS}
+    return kind, {name: _scores(result, name)[kind == "agreement"] for name in NETWORKS}
 
 
 def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
@@ -121,10 +116,10 @@ def objective(result: dict[str, Any]) -> float | None:
     return student_of(result)["agreement"]
 
 
-def _marks(result: dict[str, Any], name: str) -> tuple[float | None, float | None]:
+def _scores(result: dict[str, Any], name: str) -> tuple[float | None, float | None]:
     if name == "teacher":
         return result["teacher"]["accuracy"], None
     if name in ("pruned", "recovered", "student"):
-        marks = result.get(name, {})
-        return marks.get("accuracy"), marks.get("agreement")
+        scores = result.get(name, {})
+        return scores.get("accuracy"), scores.get("agreement")
     return result["controls"].get(name), result["controls_agreement"].get(name)

@@ -1,0 +1,121 @@
+"""From a composed configuration to an experiment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from dfkd import config
+from dfkd.errors import ConfigError, DataError, require
+from dfkd.models.input_spec import InputSpec
+from dfkd.models.probe import Network
+from dfkd.pruning.method import PruningMethod
+from dfkd.real_data import RealImages
+from dfkd.stages.networks import Weights
+from dfkd.tasks import TASKS
+from dfkd.tasks.experiment import Experiment, Teacher, Verifier
+from dfkd.tasks.task import Task
+
+
+def make_experiment(cfg: DictConfig) -> Experiment:
+    """The experiment that a composed configuration describes.
+
+    Raises:
+        DfkdError: a value cannot work.
+    """
+    config.require_complete(cfg)
+    require(cfg.task in TASKS, "task", cfg.task, f"one of {tuple(TASKS)}")
+    task = TASKS[cfg.task]
+    require(cfg.stage in task.parts, "stage", cfg.stage, f"one of {task.parts} with task={cfg.task}")
+    controls = task.controls if cfg.controls is None else tuple(cfg.controls)
+    require(set(controls) <= set(task.controls), "controls", list(controls), f"a list of {task.controls}, or []")
+    node = config.plain(cfg.input)
+    spec = InputSpec(tuple(node["image_shape"]), node["num_classes"], tuple(node["mean"]), tuple(node["std"]))
+    if cfg.student and "student" in task.ignored:
+        raise ConfigError(
+            f"task={task.name} has the teacher's architecture for its student: leave out model@student, or set "
+            "task=transfer."
+        )
+    require(cfg.rounds >= 1, "rounds", cfg.rounds, "1 or more")
+    incremental = config.typed(cfg.incremental)
+    prune, arguments = config.target_of("pruning", cfg.pruning)
+    return Experiment(
+        name=cfg.name,
+        task=cfg.task,
+        seed=cfg.seed,
+        spec=spec,
+        network=_network("model", cfg.model, spec),
+        student=_network("student", cfg.student, spec) if cfg.student else _network("model", cfg.model, spec),
+        teacher=_teacher(cfg),
+        pruning=PruningMethod(partial(prune, **arguments), config.plain(cfg.pruning)),
+        inversion=config.typed(cfg.inversion),
+        distillation=config.typed(cfg.distillation),
+        streaming=config.typed(cfg.streaming),
+        rounds=cfg.rounds,
+        controls=controls,
+        incremental=incremental,
+        data=config.instantiate("data", cfg.data, spec),
+        new_data=_new_data(cfg, spec, incremental.new_classes),
+        verifier=_verifier(cfg, spec),
+        options=config.typed(cfg.trainer),
+        choices=_choices(),
+    )
+
+
+def _network(group: str, node: DictConfig, spec: InputSpec) -> Network:
+    return Network(partial(config.instantiate, group, node), spec.image_shape)
+
+
+def _teacher(cfg: DictConfig) -> Teacher:
+    recipe, training = config.plain(cfg.model), config.typed(cfg.teacher.training)
+    weights, start = cfg.teacher.weights, training.start
+    return Teacher(
+        weights=None if weights is None else Weights(weights, recipe),
+        training=training,
+        start=None if start is None else Weights(start, recipe, "teacher.training.start"),
+    )
+
+
+def _verifier(cfg: DictConfig, spec: InputSpec) -> Verifier:
+    node, weights = cfg.verifier.model or cfg.model, cfg.verifier.weights
+    return Verifier(
+        network=_network("verifier.model", node, spec),
+        weights=None if weights is None else Weights(weights, config.plain(node), "verifier.weights"),
+        extractor=cfg.verifier.extractor,
+    )
+
+
+def _new_data(cfg: DictConfig, spec: InputSpec, classes: int) -> RealImages | None:
+    if not classes or cfg.task != "class_incremental":
+        return None
+    try:
+        return config.instantiate("new_data", cfg.new_data, replace(spec, num_classes=classes))
+    except DataError as error:
+        raise DataError(
+            f"new_data: {error} (For new classes incremental.new_classes={classes} is what counts.)"
+        ) from error
+
+
+def _choices() -> dict[str, str]:
+    """The chosen file of every config group, by group."""
+    if not HydraConfig.initialized():
+        return {}
+    return {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()
+            if not str(group).startswith("hydra")}  # fmt: skip
+
+
+def refuse_ignored(task: Task, cfg: DictConfig) -> None:
+    """Raise `ConfigError` where the command line sets an option that does nothing in this task."""
+    if not HydraConfig.initialized():
+        return
+    ignored = list(task.ignored)
+    if cfg.teacher.weights is not None:
+        ignored.append("teacher.training")
+    for override in HydraConfig.get().overrides.task:
+        option = override.lstrip("+~").split("=", 1)[0]
+        if any(option == name or option.startswith(f"{name}.") for name in ignored):
+            why = "a teacher whose weights are given" if option.startswith("teacher.") else f"task={task.name}"
+            raise ConfigError(f"{option} does nothing with {why}: leave it out, or it would promise what is not done.")

@@ -1,0 +1,135 @@
+"""Reading what the runs under some folders found out, for `dfkd report`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from dfkd.errors import ConfigError
+from dfkd.reporting.run_directory import CONFIG, RESULT, STATUS, is_occupied, settled
+from dfkd.reporting.settings import LABELS, OPTION
+from dfkd.reporting.students import network_scores, student_of
+
+# What does not change what a run finds out, or is told by a column of its own.
+NOT_AN_OPTION = ("seed", "controls", "name", "run_dir", "store", "stage", "logger.", "trainer.")
+BUT_AN_OPTION = ("trainer.precision",)
+OF_DREAMS = tuple(OPTION + group for group in ("teacher.", "model.", "input.", "inversion."))
+OF_VERIFIERS = OPTION + "verifier."
+
+
+class Runs(NamedTuple):
+    """The runs under some folders.
+
+    Attributes:
+        students: those with a student, one row each.
+        incremental: those that learned new classes, one row for each network.
+        dreams: of both, what is said of the dreams, one row for each set of dreams and verifier.
+        others: those without a result, and what became of them.
+    """
+
+    students: pd.DataFrame
+    incremental: pd.DataFrame
+    dreams: pd.DataFrame
+    others: pd.DataFrame
+
+
+def read_runs(directories: Sequence[str | Path]) -> Runs:
+    """What the runs under some folders found out.
+
+    Raises:
+        ConfigError: a folder is missing, or holds no run.
+    """
+    students, incremental, dreams, others, seen = [], [], [], [], set()
+    for directory in map(Path, directories):
+        runs = sorted({path.parent for name in (STATUS, RESULT) for path in directory.rglob(name)})
+        if not runs:
+            raise ConfigError(f"dfkd report: {directory} must be a folder with runs of `dfkd`, got none ({STATUS}).")
+        for run in runs:
+            if run.resolve() in seen:
+                continue  # folders may lie within each other, and a run counts once
+            seen.add(run.resolve())
+            if not settled(run) or not (run / RESULT).exists():
+                others.append({"run": str(run), **_attempt(run)})
+                continue
+            result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+            setting = _setting(run, result)
+            row = {name: value for name, value in setting.items() if not name.startswith(OF_VERIFIERS)}
+            if result.get("task") == "class_incremental":
+                incremental += [row | {"network": name, **scores} for name, scores in result["scores"].items()]
+            else:
+                students.append(row | _student(result))
+            dreams.append(_dreams(setting, result))
+    return Runs(
+        students=_once(students, "artifact"),
+        incremental=_once(incremental, "artifact", "network"),
+        dreams=_once(dreams, "artifact"),
+        others=pd.DataFrame(others, columns=["run", "status", "why"]),
+    )
+
+
+def _attempt(run: Path) -> dict[str, str]:
+    """What became of a run without a result."""
+    try:
+        status = json.loads((run / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {"status": "unknown", "why": f"{STATUS} cannot be read"}
+    found = status["status"]
+    if found == "running" and not is_occupied(run):
+        found = "killed"
+    return {"status": found, "why": status.get("error") or f"stage={status.get('stage', '')}"}
+
+
+def _once(rows: list[dict[str, Any]], *identity: str) -> pd.DataFrame:
+    """Rows of equal options and identity as one, with what any of them knows: no student is two seeds."""
+    table = pd.DataFrame(rows)
+    same = [*identity, *(column for column in table if str(column).startswith(OPTION))]
+    return table.groupby(same, dropna=False, sort=False, as_index=False).first()[table.columns] if rows else table
+
+
+def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+    options = pd.json_normalize(OmegaConf.to_container(OmegaConf.load(run / CONFIG)))  # type: ignore[arg-type]
+    row: dict[str, Any] = {
+        OPTION + str(name): str(value)
+        for name, value in options.iloc[0].items()
+        if value is not None  # null is not used: as if it were not there
+        and (name in BUT_AN_OPTION or not str(name).startswith(NOT_AN_OPTION))
+    }
+    artifacts = result["artifacts"]
+    learned = next(stage for stage in ("recover", "transfer", "learn") if stage in artifacts)
+    row["setting"] = result.get("setting", "")  # the oldest results do not tell it
+    row |= {"artifact": artifacts[learned], "run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
+    return row | {name: result["choices"].get(name) for name in LABELS}
+
+
+def _dreams(setting: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    quality = result["dreams"]["quality"]
+    metrics, real = quality["without_real_images"], quality.get("with_real_images", {})
+    choices = result["choices"]
+    verifier = choices["model" if choices.get("model@verifier.model", "None") == "None" else "model@verifier.model"]
+    about = (name for name in setting if not name.startswith(OPTION) or name.startswith((*OF_DREAMS, OF_VERIFIERS)))
+    return {
+        **{name: setting[name] for name in about},
+        "artifact": result["artifacts"]["dream"],
+        "setting": result["dreams"].get("setting", ""),
+        "dreams": result["dreams"]["count"] + result["dreams"]["held_out"],
+        "iterations": result["dreams"]["iterations"],
+        **metrics,
+        "teacher_accuracy": result["dreams"]["teacher_accuracy"],  # None: nobody asked for a class
+        "verifier": verifier if "verifier_accuracy" in metrics else "",
+        "extractor": real.get("extractor", ""),
+        **{f"real {name}": value for name, value in real.items()},
+    }
+
+
+def _student(result: dict[str, Any]) -> dict[str, Any]:
+    measure, scores = network_scores(result)
+    student, timing = student_of(result), result["timing"]
+    row = {"measure": measure, **scores}
+    row |= {name: student[name] for name in ("sparsity", "parameters", "multiply_adds")}
+    row |= {"bytes": student["bytes"]["dense"], "packed bytes": student["bytes"]["packed"]}
+    return row | {"dream seconds": timing["dream"], "learn seconds": timing.get("recover", timing.get("transfer"))}

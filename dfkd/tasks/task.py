@@ -1,0 +1,120 @@
+"""A task as a value, and how its stages are run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from dfkd.models.probe import Network
+from dfkd.reporting.record import Record
+from dfkd.stages import Runner, Stage
+from dfkd.stages.dreams import all_dreams
+from dfkd.stages.images import Images
+from dfkd.stages.learning import streamed_dreams
+from dfkd.stages.networks import load
+from dfkd.store import product_key
+from dfkd.tasks.experiment import Experiment
+from dfkd.training.progress import duration
+
+log = logging.getLogger(__name__)
+
+Plan = dict[str, list[Stage]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the project is for, in one kind of run.
+
+    Attributes:
+        name: as in the configuration.
+        parts: of a run, in order. The last but one trains the controls, the one before it makes the student, and the
+            last evaluates.
+        controls: that may be trained beside the student.
+        ignored: options that do nothing in this task, as prefixes of their names.
+        check: raises what can be known to be wrong with an experiment, given its teacher (`DfkdError`).
+        plan: the stages of an experiment by part; the last stage of a part is what the part is for.
+        facts: what the result tells of an experiment beside its products.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    controls: tuple[str, ...]
+    ignored: tuple[str, ...]
+    check: Callable[[Experiment, nn.Module], None]
+    plan: Callable[[Experiment], Plan]
+    facts: Callable[[Experiment], dict[str, object]]
+
+    @property
+    def learning(self) -> str:
+        """The part that makes the student."""
+        return self.parts[-3]
+
+
+def run_stages(plan: Plan, runner: Runner, last: str) -> None:
+    """Run the stages of a plan, part by part, up to and with the part `last`."""
+    for part, stages in plan.items():
+        started = time.monotonic()
+        if stages:
+            log.info("%s ...", part)
+        found = [runner.run(stage).reused for stage in stages]
+        if stages:
+            log.info("%s: %s", part, "found in the store" if all(found) else duration(time.monotonic() - started))
+        if part == last:
+            return
+
+
+def check_images(plan: Plan, last: str) -> None:
+    """Find out now whether all real images that the parts up to `last` will open can be used (`DataError`)."""
+    parts = list(plan)[: list(plan).index(last) + 1]
+    for stage in (stage for part in parts for stage in plan[part]):
+        for source in stage.inputs.values():
+            if isinstance(source, Images):
+                source.data.check(source.purpose)
+
+
+def record(task: Task, experiment: Experiment, plan: Plan, runner: Runner, settings: dict[str, str]) -> Record:
+    """What a run that went through its whole plan has to tell."""
+    e, products = experiment, runner.products
+    learned = plan[task.learning][-1]
+    network = cast(Network, plan["evaluate"][0].inputs["student_network"])
+    opened = [purpose for data in (e.data, e.new_data) if data is not None for purpose in data.opened]
+    return Record(
+        experiment=e.name,
+        task=task.name,
+        seed=e.seed,
+        choices=e.choices,
+        settings=settings,
+        spec=e.spec,
+        facts=task.facts(e),
+        parts={part: [stage.name for stage in stages] for part, stages in plan.items()},
+        products=products,
+        scores=products["evaluate"].notes["scores"],
+        warnings=products["evaluate"].notes.get("warnings", []),
+        quality=products["dream_quality"].notes,
+        iterations=e.inversion.total_iterations,
+        dreams=all_dreams(products["dream"]),
+        streamed=streamed_dreams(products[learned.name]),
+        student=load(network, products[learned.name]),
+        data={
+            "name": None if e.data is None else e.data.name,
+            "new": None if e.new_data is None else e.new_data.name,
+            "opened_for": list(dict.fromkeys(opened)),
+        },
+        device=e.options.torch_device(),
+    )
+
+
+def settings_of(task: Task, plan: Plan) -> dict[str, str]:
+    """Digests of all that determines a run's `dreams`, and its `student` and what that is scored on.
+
+    Of the same experiment with seed 0, they are the same for all seeds: what a mean over seeds may be taken of.
+    """
+    inputs = plan["evaluate"][0].inputs.items()
+    tests = {name: source.identity() for name, source in inputs if not isinstance(source, Stage)}
+    student = product_key("setting", {"student": plan[task.learning][-1].identity(), "tests": tests})
+    return {"student": student, "dreams": plan["dream"][-1].identity()}
