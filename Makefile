@@ -25,7 +25,8 @@ lint: .venv/installed  ## style and types
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dfkd needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable . --group dev  # setuptools warns of every editable install
+	@# setuptools warns of every editable install
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable . --group dev
 	touch $@
 
 clean:
