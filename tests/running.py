@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before the server imports PyTorch, which then is too late for its children
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["dfkd.app", "torchmetrics.functional", "matplotlib.backends.backend_agg"])
 
