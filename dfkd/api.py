@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,10 @@ def _spec_of(
     if (mean is None) != (std is None):
         raise ConfigError("mean and std must be given both or neither: clipping to valid pixels needs both.")
     classes = count_classes(teacher, image_shape)  # first: it checks the shape
-    means, stds = (tuple(values or [default] * image_shape[0]) for values, default in ((mean, 0.0), (std, 1.0)))
-    return InputSpec(image_shape, classes, means, stds)
+    if mean is None or std is None:
+        mean, std = [0.0] * image_shape[0], [1.0] * image_shape[0]
+    means, stds = (tuple(v) if isinstance(v, Iterable) else v for v in (mean, std))
+    return InputSpec(image_shape, classes, means, stds)  # type: ignore[arg-type] # it refuses what is no list
 
 
 def prune(teacher: nn.Module, amount: float = 0.75) -> nn.Module:

@@ -33,7 +33,7 @@ from dfkd.reporting.run_files import log_run, write_run
 from dfkd.stages import Runner
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment
-from dfkd.tasks.task import check_images, record, run_stages, settings_of
+from dfkd.tasks.task import Plan, check_images, record, run_stages, settings_of
 from dfkd.training.metrics import Metrics
 
 log = logging.getLogger("dfkd")
@@ -50,9 +50,9 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
         write_status(run_dir, "running", stage=str(cfg.stage))
         metrics = Metrics()
         try:
-            experiment = make_experiment(cfg)
+            experiment, plan = _checked(cfg, run_dir)
             metrics = _metrics(cfg, run_dir)
-            result, runner = _run(cfg, experiment, metrics, run_dir)
+            result, runner = _run(cfg, experiment, plan, metrics, run_dir)
         except BaseException as error:
             if isinstance(error, DfkdError):
                 log.error("%s", error)
@@ -66,10 +66,10 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
     return result, runner
 
 
-def _run(
-    cfg: DictConfig, experiment: Experiment, metrics: Metrics, run_dir: Path
-) -> tuple[dict[str, Any] | None, Runner]:
+def _checked(cfg: DictConfig, run_dir: Path) -> tuple[Experiment, Plan]:
+    """The experiment and its stages, once nothing is found that would stop them later."""
     task, products = TASKS[cfg.task], Store(Path(cfg.store))
+    experiment = make_experiment(cfg)
     refuse_ignored(task, cfg)
     _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
     task.check(experiment, experiment.check())
@@ -77,10 +77,17 @@ def _run(
     check_images(plan, cfg.stage)
     products.check_writable()
     products.tell_of_older()
+    return experiment, plan
+
+
+def _run(
+    cfg: DictConfig, experiment: Experiment, plan: Plan, metrics: Metrics, run_dir: Path
+) -> tuple[dict[str, Any] | None, Runner]:
+    task = TASKS[cfg.task]
     for directory in (run_dir / ".next", *([] if (run_dir / RESULT).exists() else [run_dir])):
         write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))  # beside an earlier result, only when this one is there
     torch.manual_seed(experiment.seed)
-    runner = Runner(products, experiment.options, metrics)
+    runner = Runner(Store(Path(cfg.store)), experiment.options, metrics)
     run_stages(plan, runner, cfg.stage)
     result = None
     if cfg.stage == task.parts[-1]:

@@ -80,10 +80,11 @@ def test_a_network_of_any_kind_goes_through_the_whole_job(traits, tmp_path):
     assert torch.equal(load_student(tmp_path / "shrunk.safetensors", built(*traits))(images), shrunk(images))
 
 
-ONNX = [traits for traits in combinations() if traits[0] == "attention"][:1]
+FEW = [traits for traits in combinations() if traits[0] in ("attention", "transposed", "tied")][:3]
+ONNX = [pytest.param(t, id=", ".join(t), marks=() if t in FEW else pytest.mark.slow) for t in combinations()]
 
 
-@pytest.mark.parametrize("traits", ONNX, ids=", ".join)
+@pytest.mark.parametrize("traits", ONNX)
 def test_a_network_of_any_kind_is_exported(traits, tmp_path):
     assert export_onnx(built(*traits).eval(), tmp_path / "student.onnx", SHAPE)["largest_difference"] < 1e-3
 

@@ -67,6 +67,12 @@ def test_bad_input_is_refused_at_once_without_a_traceback(case, tmp_path):
     assert not list(tmp_path.glob("artifacts/*/*"))
 
 
+def test_a_run_that_is_refused_opens_no_run_of_wandb(tmp_path):
+    options = [*TINY, "logger=wandb", "logger.offline=true", "run_dir=run", "verifier.weights=nowhere.pt"]
+    assert command(options, tmp_path, check=False).returncode == 1
+    assert not list(tmp_path.rglob("*wandb*"))
+
+
 def test_rounds_need_an_amount_that_can_rise(tmp_path):
     options = [option for option in TINY if not option.startswith("pruning")]
     done = command([*options, "pruning=two_of_four", "rounds=2"], tmp_path, check=False)

@@ -82,7 +82,8 @@ class InversionModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         # The objective is held over all batches: compiled code knows the networks as they are within it.
         self.held = ExitStack()
-        objective = self.held.enter_context(inversion_objective(self.teacher, self.recipe))
+        held = inversion_objective(self.teacher, self.recipe, image_shape=self.spec.image_shape)
+        objective = self.held.enter_context(held)
         self.gradient = ObjectiveGradient(objective, self._compiled_batch(objective))
 
     def on_train_end(self) -> None:

@@ -14,6 +14,7 @@ from dfkd.inversion import losses
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.inversion.statistics import Statistics, averaged, pooled
 from dfkd.models.batch_norm import batch_statistics, require_batch_norm, running_statistics
+from dfkd.models.classifier import forward_order
 from dfkd.models.freezing import channels_last, frozen
 
 Terms = dict[str, Tensor]
@@ -33,6 +34,7 @@ class InversionObjective:
         recipe: InversionRecipe,
         records: dict[str, list[Statistics]],
         student: nn.Module | None,
+        first_layer: str | None = None,
     ) -> None:
         self.teacher = teacher
         self.student = student
@@ -40,7 +42,7 @@ class InversionObjective:
         self.records = records
         self.earlier: Sequence[Mapping[str, Statistics]] = ()
         self.layers = require_batch_norm(teacher)
-        self.layer_weights = recipe.weights_of(list(self.layers))
+        self.layer_weights = recipe.weights_of(list(self.layers), first_layer)
         weights = {
             "entropy" if recipe.label_loss == "entropy" else "cross_entropy": recipe.label_weight,
             "feature": recipe.feature_weight,
@@ -124,9 +126,19 @@ class InversionObjective:
 
 @contextmanager
 def inversion_objective(
-    teacher: nn.Module, recipe: InversionRecipe, student: nn.Module | None = None
+    teacher: nn.Module,
+    recipe: InversionRecipe,
+    student: nn.Module | None = None,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> Iterator[InversionObjective]:
     """The objective, with teacher and student frozen in eval mode and the teacher's statistics recorded, for a while.
+
+    Args:
+        teacher: the network to invert.
+        recipe: the terms' weights and forms.
+        student: what the competition is against.
+        image_shape: (C, H, W) of the input. `recipe.first_layer_weight` is then of the layer that a forward comes to
+            first, and not of the one that the network holds first.
 
     Raises:
         ModelError: the teacher has no batch norm.
@@ -145,4 +157,5 @@ def inversion_objective(
             if model is not None:
                 stack.enter_context(channels_last(model))
         records = stack.enter_context(batch_statistics(teacher)) if recipe.feature_weight else {}
-        yield InversionObjective(teacher, recipe, records, student)
+        first = None if image_shape is None else next(iter(forward_order(teacher, records, image_shape)), None)
+        yield InversionObjective(teacher, recipe, records, student, first)

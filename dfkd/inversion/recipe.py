@@ -42,7 +42,7 @@ class InversionRecipe:
             `divergence`, which has no unit: about the same weights fit any network.
         feature_history: batches of the same bank, the last before each, whose statistics count with its own: for
             batches that are too small to match the teacher's alone. Above 0, batches are made one after the other.
-        first_layer_weight: w_1, multiplier of the first batch-norm layer within R_feature.
+        first_layer_weight: w_1, multiplier of the batch-norm layer that a forward comes to first, within R_feature.
         layer_weights: w_l of every batch-norm layer, in the order in which the network holds them; empty: all 1.
         tv_l2_weight: weight of TV_l2.
         tv_l1_weight: weight of TV_l1.
@@ -135,12 +135,16 @@ class InversionRecipe:
         """Steps per batch over both resolutions."""
         return self.half_resolution_iterations + self.iterations
 
-    def weights_of(self, layers: Sequence[str]) -> dict[str, float]:
-        """w_l by layer (`ConfigError` if `layer_weights` is not empty and does not have one for each)."""
+    def weights_of(self, layers: Sequence[str], first: str | None = None) -> dict[str, float]:
+        """w_l by layer; `first` is the one to have `first_layer_weight`, None: the first of `layers`.
+
+        Raises:
+            ConfigError: `layer_weights` is not empty and does not have one for each.
+        """
         weights = list(self.layer_weights) or [1.0] * len(layers)
         expected = f"empty, or one weight for each of the teacher's {len(layers)} batch-norm layers"
         require(len(weights) == len(layers), "inversion.layer_weights", f"{len(weights)} weights", expected)
         return {
-            layer: weight * (self.first_layer_weight if position == 0 else 1.0)
-            for position, (layer, weight) in enumerate(zip(layers, weights, strict=True))
+            layer: weight * (self.first_layer_weight if layer == (first or layers[0]) else 1.0)
+            for layer, weight in zip(layers, weights, strict=True)
         }

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.errors import ModelError, listing
-from dfkd.models.batch_norm import batch_norm_layers
-from dfkd.models.classifier import forward_order
 from dfkd.models.freezing import frozen, learning
 from dfkd.models.layers import weighted_layers
 from dfkd.models.matrix_weights import warn_of_other_weights
@@ -46,7 +44,6 @@ def check_network(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
         _require_single_images(model, images, logits)
         _require_equal_training_output(model, images, logits)
         warn_of_other_weights(model, images)
-        _say_if_out_of_order(model, image_shape)
     return logits.shape[1]
 
 
@@ -205,17 +202,6 @@ def _require_single_images(model: nn.Module, images: Tensor, logits: Tensor) -> 
 
 def _close(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max().clamp_min(1e-6)))
-
-
-def _say_if_out_of_order(model: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    held = list(batch_norm_layers(model))
-    met = forward_order(model, held, image_shape)
-    if met and met[0] != held[0]:
-        log.warning(
-            "%s holds its batch-norm layers in another order than its forward comes to them: the first is %s, and "
-            "inversion.first_layer_weight and layer_weights take %s for it. Register modules in the order of use.",
-            type(model).__name__, met[0], held[0],
-        )  # fmt: skip
 
 
 def _require_equal_training_output(model: nn.Module, images: Tensor, logits: Tensor) -> None:

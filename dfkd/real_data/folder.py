@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,8 +21,6 @@ from dfkd.real_data.scan import printable, scan
 from dfkd.real_data.transforms import Normalise
 
 log = logging.getLogger(__name__)
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def image_folder(
@@ -52,7 +51,8 @@ def image_folder(
     for option, value in (("root", root), ("train", train), ("test", test)):
         if not isinstance(value, str | os.PathLike):
             raise DataError(f"data.{option} must be the path of a folder, got {value!r}.")
-    folders = {Split.TRAIN: Path(root) / train, Split.TEST: Path(root) / test}
+    top = Path(root).expanduser()
+    folders = {Split.TRAIN: top / train, Split.TEST: top / test}
     classes = {split: _class_names(folder) for split, folder in folders.items()}
     _require_equal_classes(folders, classes)
     names = classes[Split.TRAIN]
@@ -149,17 +149,24 @@ def _warn_of_number_order(names: Sequence[str], only: Sequence[int]) -> None:
         )  # fmt: skip
 
 
+def _image_endings() -> set[str]:
+    endings = Image.registered_extensions()  # which loads all formats
+    return {ending for ending, name in endings.items() if name in Image.OPEN}
+
+
 def _images_of(folder: Path, name: str) -> list[str]:
     """Paths within `folder` of the images of a class, sorted; links to folders are followed."""
+    endings = _image_endings()
     found: list[str] = []
     other: list[str] = []
     for directory, _, files in os.walk(folder / name, followlinks=True):
         for file in files:
             path = os.path.relpath(os.path.join(directory, file), folder)  # noqa: PTH118 (walk gives text)
-            (found if file.lower().endswith(EXTENSIONS) else other).append(path)
+            (found if Path(file).suffix.lower() in endings else other).append(path)
     if not found:
         raise DataError(
-            f"data.root: the class folder {printable(folder / name)} holds no image ({listing(EXTENSIONS, 9)})."
+            f"data.root: the class folder {printable(folder / name)} holds no file that ends as images do (.jpg, .png, "
+            "or any other format that PIL opens)."
         )
     if other:
         log.warning(

@@ -157,7 +157,9 @@ class StreamingDreamDataModule(SeededDataModule):
         with (
             torch.enable_grad(),
             strategy.precision_plugin.forward_context(),
-            inversion_objective(self.dreamer.teacher.to(device), inversion, self.dreamer.student) as objective,
+            inversion_objective(
+                self.dreamer.teacher.to(device), inversion, self.dreamer.student, spec.image_shape
+            ) as objective,
         ):
             dreams, history = dream_batch(ObjectiveGradient(objective), planned, spec)
         self.bank.write(number, dreams, history)

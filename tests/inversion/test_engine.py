@@ -170,6 +170,28 @@ def test_layers_can_be_weighted_one_by_one(teacher):
         run(teacher, layer_weights=[1.0])
 
 
+def test_the_first_layer_is_the_one_that_a_forward_comes_to_first():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.last, self.first = nn.Linear(2, 10), nn.BatchNorm2d(2), nn.BatchNorm2d(1)
+            self.conv = nn.Conv2d(1, 2, 3)
+
+        def forward(self, x):
+            return self.head(self.last(self.conv(self.first(x))).mean((2, 3)))
+
+    teacher = Backwards().eval()
+
+    def distance(shape=None, **changes):
+        recipe = InversionRecipe(feature_form="norm", **changes)
+        with inversion_objective(teacher, recipe, image_shape=shape) as objective:
+            return objective(start(), LABELS)["feature"]
+
+    last, first = distance(layer_weights=[1.0, 0.0]), distance(layer_weights=[0.0, 1.0])
+    torch.testing.assert_close(distance((1, 8, 8), first_layer_weight=3.0), last + 3 * first)
+    torch.testing.assert_close(distance(first_layer_weight=3.0), 3 * last + first)
+
+
 def test_a_clip_limit_is_kept(teacher, spec, tmp_path):
     recipe = InversionRecipe(
         num_images=8, num_held_out=0, batch_size=8, iterations=5, learning_rate=0.5, clip_limit=0.7

@@ -43,6 +43,8 @@ CALLS = {
         lambda: InputSpec((1, 8, 8), 10, None, (0.3,)),
         lambda: InputSpec((1, 8, 8), 10, ("a",), (0.3,)),
         lambda: InputSpec((1, 8, 8), 10, (0.3,), 0.3),
+        lambda: dfkd.invert(net(), 4, image_shape=(3, 8, 8), mean=0.5, std=0.25),
+        lambda: dfkd.invert(net(), 4, image_shape=(3, 8, 8), mean=[0.5] * 3, std=[]),
     ],
     "cannot take images": [lambda: prune_filters(net(), 0.3, (1, 8, 8))],
     r"pruning\.amount must be": [lambda v=v: prune_by_global_magnitude(net(), v) for v in ("x", None, [0.5], {"a": 1})],

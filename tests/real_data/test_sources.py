@@ -149,8 +149,30 @@ def test_missing_empty_and_single_class_folders_are_refused(tmp_path):
     make_folder(tmp_path / "hollow")
     for path in (tmp_path / "hollow" / "test" / "class1").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="class1 holds no image"):
+    with pytest.raises(DataError, match="class1 holds no file that ends as images do"):
         image_folder(spec(), str(tmp_path / "hollow"))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "jfif", "JPE", "apng", "avif", "jp2", "tga", "dib"])
+def test_every_format_that_pil_opens_is_an_image(suffix, tmp_path):
+    source = image_folder(spec(), str(make_folder(tmp_path, suffix=suffix)))
+    images = torch.stack([image for image, _ in source.open(Purpose.EVALUATION)])
+    expected = (torch.tensor([0, 1, 2, 100, 101, 102]) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(images.mean((1, 2, 3)), expected, atol=0.05, rtol=0)  # some formats are lossy
+
+
+def test_an_animation_is_refused_by_name(tmp_path):
+    root = make_folder(tmp_path)
+    frames = [Image.new("L", (10, 12), shade) for shade in (10, 200)]
+    frames[0].save(root / "test" / "class0" / "moving.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"moving\.gif \(it holds 2 pictures"):
+        image_folder(spec(), str(root)).check(Purpose.EVALUATION)
+
+
+def test_a_folder_of_ones_home_is_found(tmp_path, monkeypatch):
+    make_folder(tmp_path / "photos")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(image_folder(spec(), "~/photos").open(Purpose.EVALUATION)) == 6
 
 
 def test_a_class_count_that_is_not_the_networks_is_refused(tmp_path):
