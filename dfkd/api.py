@@ -110,7 +110,7 @@ def _spec_of(
     if mean is None or std is None:
         mean, std = [0.0] * image_shape[0], [1.0] * image_shape[0]
     means, stds = (tuple(v) if isinstance(v, Iterable) else v for v in (mean, std))
-    return InputSpec(image_shape, classes, means, stds)  # type: ignore[arg-type] # it refuses what is no list
+    return InputSpec(image_shape, classes, means, stds)  # which refuses what is no list
 
 
 def prune(teacher: nn.Module, amount: float = 0.75) -> nn.Module:
