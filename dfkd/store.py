@@ -30,7 +30,7 @@ from dfkd.files import file_checksum, write_json, write_text
 log = logging.getLogger(__name__)
 
 # Raised when a change of the code makes old products wrong for their key. It is part of every key.
-VERSION = 2
+VERSION = 3
 MANIFEST = "artifact.json"
 TOLD = ".older-products-told"
 

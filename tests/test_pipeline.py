@@ -60,7 +60,7 @@ def test_the_result_holds_what_it_promises(finished):
     for network in (result["pruned"], result["recovered"]):
         assert network["sparsity"] == pytest.approx(0.9, abs=1e-3)
         assert 0 <= network["agreement"] <= 1
-    assert set(result["controls"]) == {"batchnorm", "noise", "real"}
+    assert set(result["controls"]) == {"batchnorm", "noise", "procedural", "real"}
     assert all(0 <= accuracy <= 1 for accuracy in result["controls"].values())
     lost = result["teacher"]["accuracy"] - result["pruned"]["accuracy"]
     gained = result["recovered"]["accuracy"] - result["pruned"]["accuracy"]
@@ -127,7 +127,7 @@ def test_a_run_prints_what_is_its_own(finished):
 def test_metrics_hold_the_history_of_every_stage(finished):
     with (finished / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["stage"] for row in rows} == {"teacher", "dream", "recover", "noise", "real"}
+    assert {row["stage"] for row in rows} == {"teacher", "dream", "recover", "noise", "procedural", "real"}
     assert {row["batch"] for row in rows if row["stage"] == "dream"} == {"0", "1", "2", "3"}
     *_, last = (
         float(row["value"]) for row in rows if (row["stage"], row["metric"]) == ("recover", "held_out_agreement")
@@ -144,7 +144,8 @@ def test_a_second_run_reuses_everything_and_agrees(finished):
     first, again = result_of(finished), result_of(finished, "again")
     assert {path: path.stat().st_mtime_ns for path in (finished / "artifacts").rglob("*.safetensors")} == before
     assert set(again["reused"]) == {
-        "teacher", "prune", "dream", "recover", "batchnorm", "noise", "real", "evaluate", "dream_quality",
+        "teacher", "prune", "dream", "recover", "batchnorm", "noise", "procedural", "real", "evaluate",
+        "dream_quality",
     }  # fmt: skip
     for part in ("teacher", "pruned", "recovered", "controls", "timing", "artifacts"):
         assert first[part] == again[part]
@@ -165,7 +166,7 @@ def test_without_data_the_same_dreams_give_the_same_student_and_agreement_is_rep
     command([*options, "data=none", "run_dir=without"], tmp_path)
     with_data, without = result_of(tmp_path, "with"), result_of(tmp_path, "without")
     assert without["teacher"]["accuracy"] is None and without["recovery"] is None
-    assert without["controls"] == {"batchnorm": None, "noise": None, "real": None}
+    assert without["controls"] == dict.fromkeys(("batchnorm", "noise", "procedural", "real"))
     assert without["recovered"]["accuracy"] is None and 0 <= without["recovered"]["agreement"] <= 1
     assert without["recovered"]["agreement"] == with_data["recovered"]["agreement"]
     assert {"dream", "recover"} <= set(without["reused"])
@@ -286,7 +287,7 @@ def test_a_sweep_inverts_each_teacher_once_per_seed(sweep):
     ]
     assert len(list((sweep / "artifacts" / "dreams").glob("*/artifact.json"))) == 2
     assert len(list((sweep / "artifacts" / "teacher").glob("*/artifact.json"))) == 2
-    assert len(list((sweep / "artifacts" / "recovered").glob("*/artifact.json"))) == 24
+    assert len(list((sweep / "artifacts" / "recovered").glob("*/artifact.json"))) == 30  # student, three controls, batch norm
 
 
 def test_a_failing_job_of_a_sweep_says_so_and_the_others_finish(tmp_path):
@@ -321,7 +322,7 @@ def test_in_rounds_the_amount_rises_and_each_recovery_continues_from_the_last(fi
     result = result_of(tmp_path)
     assert result["recovered"]["sparsity"] == pytest.approx(0.9, abs=1e-3)
     assert result["pruned"] == result_of(finished)["pruned"]  # what pruning at once leaves stays the yardstick
-    for chain in ("recover", "noise", "real"):
+    for chain in ("recover", "noise", "procedural", "real"):
         sparsities = []
         for done in (1, 2, 3):
             pruned = tmp_path / "artifacts" / result["artifacts"][f"{chain}_pruned_{done}"]
@@ -337,7 +338,7 @@ def test_in_rounds_the_amount_rises_and_each_recovery_continues_from_the_last(fi
 def test_controls_can_be_left_out(finished, tmp_path):
     command([*TINY, "controls=[noise]", f"store={finished}/artifacts", "run_dir=run"], tmp_path)
     result, full = result_of(tmp_path), result_of(finished)
-    assert result["controls"] == full["controls"] | {"real": None}
+    assert result["controls"] == full["controls"] | {"real": None, "procedural": None}
     assert result["recovered"] == full["recovered"]
     assert "real" not in result["artifacts"]
 
@@ -421,7 +422,7 @@ def test_a_fresh_student_of_another_architecture_is_taught(finished, tmp_path):
     assert {"teacher", "dream"} <= set(result["reused"])
     assert {"teacher", "student", "transfer"} <= set(result["artifacts"]) and "prune" not in result["artifacts"]
     assert 0 <= result["student"]["accuracy"] <= 1 and result["student"]["sparsity"] == 0
-    assert set(result["controls"]) == {"noise", "real"} and "pruned" not in result
+    assert set(result["controls"]) == {"noise", "procedural", "real"} and "pruned" not in result
     network = WideResNet(16, 1, in_channels=1)
     assert result["student"]["parameters"] == sum(p.numel() for p in network.parameters())
     fresh = tmp_path / "artifacts" / result["artifacts"]["student"] / "weights.safetensors"

@@ -17,6 +17,7 @@ SCORES = {
     "teacher": "teacher",
     "pruned": "pruned",
     "noise": "noise",
+    "procedural": "procedural pictures",
     "batchnorm": "batch norm only",
     "recovered": "recovered",
     "student": "student",
@@ -29,6 +30,7 @@ STYLES = {
     "real": "s:",
     "batchnorm": "^:",
     "noise": "x:",
+    "procedural": "+:",
     "pruned": "v:",
 }
 MOST_NAMED = 20  # curves that a legend names

@@ -13,11 +13,13 @@ NETWORKS = {
     "teacher": "teacher",
     "pruned": "pruned, untouched",
     "noise": "control: distilled on noise",
+    "procedural": "control: distilled on procedural pictures",
     "batchnorm": "control: batch-norm re-estimation on dreams",
     "recovered": "recovered on dreams",
     "student": "student taught on dreams",
     "real": "control: distilled on real images",
 }
+CONTROLS = ("batchnorm", "noise", "procedural", "real")
 
 
 def result_of(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def result_of(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
     """
     scores = record.scores
     student = "recovered" if "recovered" in scores else "student"
-    controls = ("noise", "real") if student == "student" else ("batchnorm", "noise", "real")
+    controls = [name for name in CONTROLS if name != "batchnorm" or student == "recovered"]
     known = {name: scores.get(name, {"accuracy": None, "agreement": None}) for name in NETWORKS}
     teacher = {name: value for name, value in scores["teacher"].items() if name != "agreement"}
     return {

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamBank, DreamDataModule, Dreams
-from dfkd.evaluation.controls import noise_images
+from dfkd.evaluation.controls import noise_images, procedural_images
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.method import PruningMethod
@@ -72,6 +72,17 @@ class LearningFromControl(Learning):
     num_images: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearningFromPictures(LearningFromControl):
+    """How a student learns from procedural pictures.
+
+    Attributes:
+        families: of pictures, in turn.
+    """
+
+    families: tuple[str, ...]
+
+
 DataFor = Callable[[nn.Module, nn.Module], SeededDataModule]  # from student and teacher
 
 
@@ -108,6 +119,13 @@ def learn_from_noise(recipe: LearningFromControl, inputs: Inputs, workplace: Wor
     """Teach `student` on Gaussian noise: what distillation gives without any image."""
     noise = noise_images(recipe.num_images, recipe.spec.image_shape, recipe.seed)
     data = DreamDataModule(noise, recipe.stream(workplace))
+    return learn(recipe, inputs, workplace, lambda *_: data)[1]
+
+
+def learn_from_pictures(recipe: LearningFromPictures, inputs: Inputs, workplace: Workplace) -> Notes:
+    """Teach `student` on procedural pictures: what distillation gives without inversion."""
+    images = procedural_images(recipe.num_images, recipe.spec, recipe.seed, recipe.families)
+    data = DreamDataModule(images, recipe.stream(workplace))
     return learn(recipe, inputs, workplace, lambda *_: data)[1]
 
 

@@ -15,15 +15,17 @@ from dfkd.stages.evaluation import Scoring, score_students
 from dfkd.stages.learning import (
     Learning,
     LearningFromControl,
+    LearningFromPictures,
     LearningFromStream,
     learn_from_dreams,
     learn_from_noise,
+    learn_from_pictures,
     learn_from_stream,
 )
 from dfkd.stages.real_control import learn_from_real_images
 from dfkd.tasks.experiment import Experiment
 
-CONTROLS = ("noise", "real")
+CONTROLS = ("noise", "procedural", "real")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def control_lessons(e: Experiment, dreams: Stage) -> dict[str, Lesson]:
     lessons = {}
     if "noise" in e.controls:
         lessons["noise"] = Lesson(learn_from_noise, LearningFromControl, inputs, count)
+    if "procedural" in e.controls:
+        pictures = {**count, "families": tuple(e.inversion.start_families)}
+        lessons["procedural"] = Lesson(learn_from_pictures, LearningFromPictures, inputs, pictures)
     if "real" in e.controls and e.data is not None:
         real = inputs | {"images": e.images(Purpose.REAL_DATA_CONTROL)}
         lessons["real"] = Lesson(learn_from_real_images, LearningFromControl, real, count)
