@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import torch
@@ -21,14 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 from dfkd import config, export, store
+from dfkd.budget import options_within
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.experiment_config import make_experiment, refuse_ignored
-from dfkd.files import write_text
+from dfkd.files import write_json, write_text
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
 from dfkd.reporting import report
 from dfkd.reporting.result import view
-from dfkd.reporting.run_directory import CONFIG, RESULT, occupied, publish, write_status
+from dfkd.reporting.run_directory import BUDGET, CONFIG, RESULT, occupied, publish, write_status
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.stages import Runner
 from dfkd.store import Store, check_writable
@@ -51,6 +53,9 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
         metrics = Metrics()
         try:
             experiment, plan = _checked(cfg, run_dir)
+            if cfg.seconds is not None:
+                cfg = _within_seconds(cfg, experiment, run_dir)
+                experiment, plan = _checked(cfg, run_dir)
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, plan, metrics, run_dir)
         except BaseException as error:
@@ -102,6 +107,20 @@ def _run(
             log.warning("%s", warning)
     log.info("Files of this run: %s", run_dir)
     return result, runner
+
+
+def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> DictConfig:
+    """The configuration with as many dreams and updates as there is time for.
+
+    They are kept in the run's directory: the same run, when it continues, does what it began.
+    """
+    kept, of = run_dir / BUDGET, config.config_hash(cfg)
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if known.get("configuration") != of:
+        known = {"configuration": of, "options": options_within(experiment, cfg.seconds)}
+        write_json(kept, known)
+    chosen = OmegaConf.from_dotlist([f"{option}={value}" for option, value in known["options"].items()])
+    return cast(DictConfig, OmegaConf.merge(cfg, chosen))
 
 
 def _metrics(cfg: DictConfig, run_dir: Path) -> Metrics:

@@ -96,6 +96,7 @@ class Schema:
     incremental: IncrementalRecipe = field(default_factory=IncrementalRecipe)
     pruning: dict[str, Any] = MISSING
     rounds: int = 1
+    seconds: float | None = None
     controls: list[str] | None = None
     inversion: InversionRecipe = field(default_factory=InversionRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)

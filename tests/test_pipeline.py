@@ -287,7 +287,9 @@ def test_a_sweep_inverts_each_teacher_once_per_seed(sweep):
     ]
     assert len(list((sweep / "artifacts" / "dreams").glob("*/artifact.json"))) == 2
     assert len(list((sweep / "artifacts" / "teacher").glob("*/artifact.json"))) == 2
-    assert len(list((sweep / "artifacts" / "recovered").glob("*/artifact.json"))) == 30  # student, three controls, batch norm
+    assert (
+        len(list((sweep / "artifacts" / "recovered").glob("*/artifact.json"))) == 30
+    )  # student, three controls, batch norm
 
 
 def test_a_failing_job_of_a_sweep_says_so_and_the_others_finish(tmp_path):

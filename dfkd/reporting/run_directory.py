@@ -24,6 +24,7 @@ from dfkd.files import write_json
 RESULT = "result.json"
 CONFIG = "config.yaml"
 STATUS = "status.json"
+BUDGET = "within_seconds.json"
 STREAM_PICTURE = "stream.png"
 SECONDS_TO_SETTLE = 10.0
 NOT_IN_EVERY_RESULT = (STREAM_PICTURE,)  # an old one must not stand beside a new result
