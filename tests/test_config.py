@@ -95,7 +95,7 @@ def test_a_typo_inside_an_experiment_file_is_refused(text, message):
      ("model._target_=no_such.Network", r"model\._target_=no_such\.Network could not be imported"),
      ("stage=dreams", "stage must be one of"),
      ("task=pruning", r"task must be one of \('recovery', 'transfer', 'class_incremental'\), got 'pruning'"),
-     ("controls=[imagenet]", r"controls must be a list of \('noise', 'procedural', 'real'\), or \[\], got \['imagenet'\]"),
+     ("controls=[imagenet]", r"controls must be a list of \('noise', 'procedural', 'real'\), or \[\], got \['imagen"),
      ("model.depth=21", "depth must be 6n"),
      ("inversion.learning_rate=-1", r"inversion\.learning_rate must be above 0"),
      ("trainer.precision=16", r"trainer\.precision must be one of"),
