@@ -61,17 +61,17 @@ def measured(e: Experiment) -> Costs:
         with tempfile.TemporaryDirectory() as place:
             recover_student(student, teacher, data, replace(shorter, patience=None), Workplace(Path(place), e.options))
 
-    few, more = (_seconds(lambda n=n: dream(n)) for n in (FEW, MORE))
+    few, more = (_seconds(dream, count) for count in (FEW, MORE))
     per_iteration = max(more - few, 0.0) / (MORE - FEW)
     batch = few + per_iteration * (e.inversion.total_iterations - FEW)
-    few, more = (_seconds(lambda n=n: learn(n)) for n in (FEW, MORE))
+    few, more = (_seconds(learn, count) for count in (FEW, MORE))
     return Costs(batch=batch, update=max(more - few, 1e-6) / (MORE - FEW))
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[int], None], count: int) -> float:
     with torch.random.fork_rng():
         start = time.monotonic()
-        work()
+        work(count)
         return time.monotonic() - start
 
 
