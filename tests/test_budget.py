@@ -9,7 +9,7 @@ import yaml
 from conftest import TINY, command
 from experiments import LEARNING, TRANSFER, experiment
 
-from dfkd.budget import Costs, options_within, split
+from dfkd.budget import Costs, measured, options_within, split
 from dfkd.errors import ConfigError
 
 HELD_OUT = 1  # batch
@@ -31,9 +31,17 @@ def test_what_is_chosen_takes_the_seconds_and_no_more(costs, seconds, rounds):
     assert (batches + HELD_OUT) * costs.batch <= seconds / 5
 
 
-def test_a_batch_of_learning_has_its_images(capsys):
+def test_a_batch_of_learning_has_its_images():
     made = experiment("distillation.batch_size=30", "distillation.updates=6", "inversion.num_images=32")
     assert split(made, 20.0, Costs(batch=1.0, update=0.1))["inversion.num_images"] == 32
+
+
+def test_iterations_at_half_resolution_are_counted_too():
+    few, many = (
+        measured(experiment(*LEARNING, "inversion.iterations=100", f"inversion.half_resolution_iterations={half}"))
+        for half in (0, 1000)
+    )
+    assert many.batch > 2 * few.batch
 
 
 @pytest.mark.parametrize(
