@@ -73,8 +73,8 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
 
 def _checked(cfg: DictConfig, run_dir: Path) -> tuple[Experiment, Plan]:
     """The experiment and its stages, once nothing is found that would stop them later."""
-    task, products = TASKS[cfg.task], Store(Path(cfg.store))
     experiment = make_experiment(cfg)
+    task, products = TASKS[experiment.task], Store(Path(cfg.store))
     refuse_ignored(task, cfg)
     _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
     task.check(experiment, experiment.check())

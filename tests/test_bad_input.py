@@ -42,6 +42,7 @@ def test_an_option_that_is_not_used_is_no_reason_to_refuse(tmp_path):
 BAD_INPUT = {
     "an amount out of range": (["pruning.amount=1"], "pruning.amount must be a number in [0, 1), got 1"),
     "a mistyped key": (["inversion.iteration=3"], "iteration"),
+    "a task that is not there": (["task=pruning"], "task must be one of ('recovery', 'transfer', 'class_incremental')"),
     "a start that is not there": (
         ["teacher.training.start=nowhere.pt"],
         "teacher.training.start: there is no file nowhere.pt",

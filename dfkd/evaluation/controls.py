@@ -26,7 +26,7 @@ def procedural_images(count: int, spec: InputSpec, seed: int, families: Sequence
     They are what inversion starts from: what dreams give beyond them is what inversion gives.
     """
     pixels = pictures(count, spec.image_shape, derive_seed(seed, "procedural control"), families)
-    return _unlabelled(torch.lerp(*spec.valid_range(), pixels).half())
+    return _unlabelled(spec.from_pixels(pixels).half())
 
 
 def _unlabelled(images: Tensor) -> Dreams:

@@ -47,8 +47,7 @@ def start_images(
         return _earlier_dreams(earlier, labels, derive_seed(seed, "earlier dreams"))
     count = recipe.start_candidates * len(labels)
     pixels = pictures(count, spec.image_shape, derive_seed(seed, "pictures"), recipe.start_families)
-    low, high = spec.valid_range()
-    candidates = torch.lerp(low, high, pixels)
+    candidates = spec.from_pixels(pixels)
     return candidates if count == len(labels) else candidates[best_candidates(teacher, candidates, labels)]
 
 

@@ -43,6 +43,10 @@ class InputSpec:
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (0 - mean) / std, (1 - mean) / std
 
+    def from_pixels(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] (..., C, H, W), normalised."""
+        return torch.lerp(*self.valid_range(), pixels)
+
     def to_pixels(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) as pixels in [0, 1]."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
