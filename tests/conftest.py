@@ -84,6 +84,7 @@ DREAMS = [
     "inversion.num_held_out=16",
     "inversion.batch_size=16",
     "inversion.iterations=8",
+    "inversion.restarts=1",
     "trainer.checkpoint_updates=3",
     "trainer.accelerator=cpu",
 ]

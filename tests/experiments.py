@@ -17,7 +17,7 @@ from dfkd.tasks.task import run_stages
 SMALLEST = [
     "name=test", "experiment=demo", "model.depth=8", "+model.width=4", "teacher.training.updates=4",
     "teacher.training.batch_size=32", "inversion.num_images=16", "inversion.num_held_out=8", "inversion.batch_size=8",
-    "inversion.iterations=2", "trainer.accelerator=cpu", "trainer.checkpoint_updates=2",
+    "inversion.iterations=2", "inversion.restarts=1", "trainer.accelerator=cpu", "trainer.checkpoint_updates=2",
 ]  # fmt: skip
 LEARNING = ["distillation.updates=6", "distillation.batch_size=8"]
 TRANSFER = [*LEARNING, "task=transfer", "distillation=transfer"]

@@ -69,6 +69,10 @@ class DreamBank:
         """Where batch `index` lies."""
         return self.directory / f"batch_{index:05d}.safetensors"
 
+    def checkpoint(self, index: int) -> Path:
+        """Where batch `index` is kept on its way."""
+        return self.directory / f"unfinished_{index:05d}.safetensors"
+
     def write(self, index: int, dreams: Dreams, history: list[dict[str, float]]) -> None:
         """Store batch `index` and the history of its inversion."""
         tensors = {name: getattr(dreams, name) for name in TENSORS}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfkd.dreams.bank import Dreams
 from dfkd.errors import InversionError
+from dfkd.inversion.checkpoint import BatchCheckpoint
 from dfkd.inversion.engine import OnCheck, optimise
 from dfkd.inversion.gradient import ObjectiveGradient
 from dfkd.inversion.plan import PlannedBatch
@@ -21,10 +22,12 @@ def dream_batch(
     spec: InputSpec,
     on_check: OnCheck | None = None,
     earlier: Dreams | None = None,
+    checkpoint: BatchCheckpoint | None = None,
 ) -> tuple[Dreams, list[dict[str, float]]]:
     """Invert the objective's teacher into the images of `batch`, on the teacher's device.
 
-    `earlier` are dreams of the same teacher, which are needed where `recipe.start` is `dreams`.
+    `earlier` are dreams of the same teacher, which are needed where `recipe.start` is `dreams`. `checkpoint` is where the
+    batch is kept on its way, if it was begun before.
 
     Returns:
         The dreams, in CPU memory, with what the teacher sees in them; and the history of their inversion.
@@ -39,7 +42,8 @@ def dream_batch(
         start = start_images(recipe, batch.labels, spec, batch.seed, generator, teacher, earlier).to(device)
     labels = batch.labels.to(device)
     try:
-        result = optimise(start, labels, gradient, generator, _valid_range(recipe, spec, device), on_check)
+        valid = _valid_range(recipe, spec, device)
+        result = optimise(start, labels, gradient, generator, valid, on_check, checkpoint)
     except InversionError as error:
         raise InversionError(f"Batch {batch.number}: {error} It was not stored.") from error
     return _labelled(gradient, result.images.half(), labels), result.history

@@ -126,7 +126,7 @@ class ObjectiveGradient:
         with self.objective.recorded() as records:
             image_terms = self.objective.image_terms(leaf, labels)
             pairs = [pair for record in records.values() for pair in record]
-        summands = [self.objective.weights[name] * value for name, value in image_terms.items()]
+        summands = [self.objective.weighted(name, value) for name, value in image_terms.items()]
         for (mean, variance), batch_mean, g_mean, g_variance in zip(
             pairs, leaves[::2], slopes[::2], slopes[1::2], strict=True
         ):

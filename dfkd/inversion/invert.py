@@ -56,7 +56,9 @@ def fill_bank(
     ranks = min(options.dream_devices, len(missing))
     if missing:
         batches = [plan[number] for number in missing]
-        module = InversionModule(teacher, recipe, spec, bank, batches, len(plan), options.compile, earlier)
+        module = InversionModule(
+            teacher, recipe, spec, bank, batches, len(plan), options.compile, options.checkpoint_seconds, earlier
+        )
         total = len(plan) * recipe.total_iterations
         done = total - len(missing) * recipe.total_iterations
         with Progress(workplace.name, total, "iterations", done=done) as progress:
@@ -74,7 +76,7 @@ def fill_bank(
 
 
 def _step(recipe: InversionRecipe, batch: int, iteration: int) -> int:
-    return batch * recipe.total_iterations + iteration
+    return batch * recipe.most_iterations + iteration
 
 
 def _fit(module: InversionModule, trainer: Trainer) -> None:
@@ -95,12 +97,16 @@ def _fit(module: InversionModule, trainer: Trainer) -> None:
 
 
 def _told(progress: Progress, recipe: InversionRecipe, workplace: Workplace) -> OnBatchCheck:
-    reached = 0
+    at, reached = -1, 0  # the batch in hand, and its iterations so far
 
     def on_check(batch: int, iteration: int, terms: dict[str, float]) -> None:
-        nonlocal reached
+        nonlocal at, reached
+        if batch != at:
+            at, reached = batch, 0
+        if iteration + 1 > recipe.total_iterations:  # it was restarted
+            progress.total += iteration + 1 - max(reached, recipe.total_iterations)
         progress.advance(iteration + 1 - reached, f"loss {terms['total']:.4g}")
-        reached = (iteration + 1) % recipe.total_iterations
+        reached = iteration + 1
         row = {"batch": batch, "iteration": iteration, **terms}
         workplace.metrics.log(workplace.name, _step(recipe, batch, iteration), row)
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from dfkd.dreams.bank import DreamBank, Dreams
 from dfkd.inversion.batch import dream_batch
+from dfkd.inversion.checkpoint import BatchCheckpoint
 from dfkd.inversion.engine import OnCheck
 from dfkd.inversion.gradient import ObjectiveGradient, worth_compiling
 from dfkd.inversion.history import EarlierStatistics
@@ -38,6 +39,7 @@ class InversionModule(lightning.LightningModule):
         batches: what to make.
         num_planned: batches of the whole bank, whether or not they are still to be made.
         compile: `always`, `never`, or `auto`: where it saves more time than it costs.
+        checkpoint_seconds: between checkpoints of a batch on its way.
         earlier: dreams of the same teacher to start from, where `recipe.start` is `dreams`.
 
     Attributes:
@@ -56,6 +58,7 @@ class InversionModule(lightning.LightningModule):
         batches: Sequence[PlannedBatch],
         num_planned: int,
         compile: str = "auto",
+        checkpoint_seconds: float = 60.0,
         earlier: Dreams | None = None,
     ) -> None:
         super().__init__()
@@ -67,6 +70,7 @@ class InversionModule(lightning.LightningModule):
         self.batches = list(batches)
         self.num_planned = num_planned
         self.compile_when = compile
+        self.checkpoint_seconds = checkpoint_seconds
         self.on_check: OnBatchCheck | None = None
         self.held: ExitStack | None = None
         self.statistics = EarlierStatistics(bank, recipe.feature_history)
@@ -101,7 +105,10 @@ class InversionModule(lightning.LightningModule):
         objective = self.gradient.objective
         objective.earlier = self.statistics.before(batch.number, first, objective)
         report = self._report(batch.number)
-        self.bank.write(batch.number, *dream_batch(self.gradient, batch, self.spec, report, self.earlier))
+        checkpoint = BatchCheckpoint(self.bank.checkpoint(batch.number), self.checkpoint_seconds)
+        made = dream_batch(self.gradient, batch, self.spec, report, self.earlier, checkpoint)
+        self.bank.write(batch.number, *made)
+        checkpoint.remove()
 
     def _compiled_batch(self, objective: InversionObjective) -> int | None:
         size = min(self.recipe.batch_size, self.recipe.num_images)

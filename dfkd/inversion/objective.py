@@ -52,6 +52,8 @@ class InversionObjective:
             "competition": recipe.competition_weight,
         }
         self.weights = {name: weight for name, weight in weights.items() if weight}
+        # A tensor, so that compiled code takes it as it comes.
+        self.label_factor = torch.ones((), device=next(teacher.parameters()).device)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Terms:
         """Every weighted term's raw value, and their weighted sum as `total`."""
@@ -120,8 +122,22 @@ class InversionObjective:
 
     def summed(self, terms: Terms) -> Terms:
         """The terms, preceded by their weighted sum as `total`."""
-        total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
+        total = torch.stack([self.weighted(name, value) for name, value in terms.items()]).sum()
         return {"total": total} | terms
+
+    def weighted(self, name: str, value: Tensor) -> Tensor:
+        """A term's value times its weight."""
+        weighted = self.weights[name] * value
+        return self.label_factor * weighted if name == "cross_entropy" else weighted
+
+    @contextmanager
+    def labels_weighed(self, factor: float) -> Iterator[None]:
+        """Within the context, the cross-entropy's weight is so many times what the recipe has."""
+        self.label_factor.fill_(factor)
+        try:
+            yield
+        finally:
+            self.label_factor.fill_(1.0)
 
 
 @contextmanager

@@ -30,6 +30,9 @@ class InversionRecipe:
         iterations: Adam steps per batch, on the full image.
         half_resolution_iterations: steps before those, on the image average-pooled by 2 and with half the jitter; each
             of the two stages has the whole schedule.
+        restarts: how often at most the full image's steps are gone through again, from where they ended and with twice
+            the label weight each time, while the teacher sees fewer than `label_share` of a batch as their label.
+        label_share: share of a batch, from which on there is no restart.
         learning_rate: Adam's step, in units of the normalised input, at its highest.
         schedule: of the learning rate: `constant`, `cosine` down to zero at the last iteration, or `step`.
         warmup_iterations: iterations over which the learning rate rises linearly.
@@ -66,6 +69,8 @@ class InversionRecipe:
     start_candidates: int = 2
     iterations: int = 10
     half_resolution_iterations: int = 0
+    restarts: int = 5
+    label_share: float = 0.95
     learning_rate: float = 0.1
     schedule: str = "cosine"
     warmup_iterations: int = 0
@@ -108,8 +113,9 @@ class InversionRecipe:
             at_least(option, 0)
         for option in ("first_layer_weight", "tv_l2_weight", "tv_l1_weight", "l2_weight", "competition_weight"):
             at_least(option, 0)
-        for option in ("half_resolution_iterations", "clip_limit"):
+        for option in ("half_resolution_iterations", "restarts", "clip_limit"):
             at_least(option, 0)
+        require(0 < self.label_share <= 1, "inversion.label_share", self.label_share, "in (0, 1]")
         for option in ("learning_rate", "competition_temperature"):
             require(getattr(self, option) > 0, f"inversion.{option}", getattr(self, option), "above 0")
         for option in ("beta1", "beta2"):
@@ -132,8 +138,18 @@ class InversionRecipe:
 
     @property
     def total_iterations(self) -> int:
-        """Steps per batch over both resolutions."""
+        """Steps per batch over both resolutions, without restarts."""
         return self.half_resolution_iterations + self.iterations
+
+    @property
+    def most_restarts(self) -> int:
+        """How often a batch may be gone through again; never without labels to be seen."""
+        return self.restarts if self.label_loss == "cross_entropy" and self.label_weight else 0
+
+    @property
+    def most_iterations(self) -> int:
+        """Steps per batch if it is restarted as often as may be."""
+        return self.total_iterations + self.most_restarts * self.iterations
 
     def weights_of(self, layers: Sequence[str], first: str | None = None) -> dict[str, float]:
         """w_l by layer; `first` is the one to have `first_layer_weight`, None: the first of `layers`.

@@ -29,7 +29,7 @@ class Record:
         scores: of the networks, by their name in the result.
         warnings: what is doubtful about the scores.
         quality: of the dreams.
-        iterations: of the inversion of a batch.
+        iterations: of the inversion of a batch, on average.
         dreams: those that were made before the student learned.
         streamed: those that were made while it learned, batch by batch.
         student: the network that the run is about.

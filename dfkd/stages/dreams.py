@@ -36,7 +36,9 @@ def dream(recipe: Dreaming, inputs: Inputs, workplace: Workplace) -> Notes:
     teacher, inversion = load(inputs["network"], inputs["teacher"]), recipe.inversion
     dreams, history = fill_bank(teacher, inversion, recipe.spec, recipe.seed, workplace)
     accuracy = dreams.teacher_accuracy if inversion.label_loss != "entropy" else None
-    return bank_notes(inversion) | {"teacher_accuracy": accuracy, "history": history}
+    made = {row["batch"]: row["iteration"] + 1 for row in history}  # the last of each batch
+    iterations = round(sum(made.values()) / len(made))
+    return bank_notes(inversion) | {"teacher_accuracy": accuracy, "iterations": iterations, "history": history}
 
 
 def bank_notes(inversion: InversionRecipe) -> Notes:

@@ -96,7 +96,7 @@ def record(task: Task, experiment: Experiment, plan: Plan, runner: Runner, setti
         scores=products["evaluate"].notes["scores"],
         warnings=products["evaluate"].notes.get("warnings", []),
         quality=products["dream_quality"].notes,
-        iterations=e.inversion.total_iterations,
+        iterations=products["dream"].notes["iterations"],
         dreams=all_dreams(products["dream"]),
         streamed=streamed_dreams(products[learned.name]),
         student=load(network, products[learned.name]),

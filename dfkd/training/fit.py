@@ -45,6 +45,8 @@ class TrainerOptions:
             `always` or `never`.
         num_workers: processes that read real images; dreams need none.
         checkpoint_updates: optimiser steps between the checkpoints that an interrupted training continues from.
+        checkpoint_seconds: seconds between those that an interrupted batch of dreams continues from; more where writing
+            one takes long.
     """
 
     accelerator: str = "auto"
@@ -54,12 +56,14 @@ class TrainerOptions:
     compile: str = "auto"
     num_workers: int = 0
     checkpoint_updates: int = 50
+    checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         require(self.accelerator in ACCELERATORS, "trainer.accelerator", self.accelerator, f"one of {ACCELERATORS}")
         require(self.precision in PRECISIONS, "trainer.precision", self.precision, f"one of {PRECISIONS}")
         require(self.num_workers >= 0, "trainer.num_workers", self.num_workers, "0 or more")
         require(self.checkpoint_updates >= 1, "trainer.checkpoint_updates", self.checkpoint_updates, "1 or more")
+        require(self.checkpoint_seconds >= 0, "trainer.checkpoint_seconds", self.checkpoint_seconds, "0 or more")
         require(self.device >= 0, "trainer.device", self.device, "0 or more")
         require(self.dream_devices >= 1, "trainer.dream_devices", self.dream_devices, "1 or more")
         require(self.compile in COMPILE, "trainer.compile", self.compile, f"one of {COMPILE}")

@@ -49,7 +49,7 @@ class Progress:
         """Count `steps` more, and show `note`."""
         self.done += steps
         if self.bar is not None:
-            self.bar.update(self.task, advance=steps, note=note)
+            self.bar.update(self.task, advance=steps, total=self.total, note=note)
             return
         now = time.monotonic()
         if now - self.last_line >= SECONDS_BETWEEN_LINES:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import Interrupted
 from dfkd.errors import ConfigError, InversionError, ModelError
 from dfkd.inversion import InversionRecipe, inversion_objective, losses, optimise
 from dfkd.inversion.invert import fill_bank
@@ -21,7 +22,7 @@ def start(seed: int = 0) -> torch.Tensor:
 
 
 def run(teacher, images=None, valid_range=None, seed=0, **changes):
-    recipe = InversionRecipe(**{"iterations": 30, "jitter": 1, **changes})
+    recipe = InversionRecipe(**{"iterations": 30, "jitter": 1, "restarts": 0, **changes})
     with inversion_objective(teacher, recipe) as objective:
         generator = torch.Generator().manual_seed(seed)
         return optimise(start() if images is None else images, LABELS, objective, generator, valid_range)
@@ -36,7 +37,7 @@ def test_the_loss_falls_and_the_start_is_left_alone(teacher):
 
 def test_the_images_are_those_of_the_lowest_loss_not_the_last(teacher):
     # A step of this size overshoots: the loss ends above its lowest value.
-    recipe = InversionRecipe(iterations=40, jitter=0, learning_rate=3.0, schedule="constant")
+    recipe = InversionRecipe(iterations=40, restarts=0, jitter=0, learning_rate=3.0, schedule="constant")
     totals = []
     with inversion_objective(teacher, recipe) as objective:
         result = optimise(
@@ -135,7 +136,7 @@ def test_a_batch_norm_used_twice_is_compared_with_the_mean_of_its_uses():
     ("option", "value"),
     [("num_images", 0), ("iterations", 0), ("learning_rate", 0.0), ("beta1", 1.0), ("label_loss", "hinge"),
      ("tv_l2_norm", "mean"), ("start", "zeros"), ("start_families", ["leaf"]), ("start_candidates", 0),
-     ("feature_form", "l1"), ("feature_history", -1),
+     ("feature_form", "l1"), ("feature_history", -1), ("restarts", -1), ("label_share", 1.5),
      ("tv_l1_reduction", "max"), ("layer_weights", [-1.0]), ("feature_weight", -1.0), ("num_held_out", -1)],
 )  # fmt: skip
 def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
@@ -152,6 +153,61 @@ def test_a_half_resolution_stage_sees_pooled_images_with_half_the_jitter_and_imp
     assert result.history[-1]["iteration"] == 29
     alone = run(teacher, iterations=10, jitter=1)
     assert result.images.shape == alone.images.shape and not torch.equal(result.images, alone.images)
+
+
+def share_seen(teacher, images):
+    with torch.no_grad():
+        return (teacher(images.half().float()).argmax(1) == LABELS).double().mean().item()
+
+
+def test_a_batch_is_gone_through_again_with_more_weight_on_its_labels_until_they_are_seen():
+    # Linear in the image, so that every label can be reached.
+    teacher = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+    with torch.no_grad():
+        teacher[0].weight.fill_(1)
+        teacher[3].weight.mul_(10)
+    few = {"iterations": 5, "learning_rate": 0.02, "label_weight": 0.1, "label_share": 0.9, "jitter": 0,
+           "feature_weight": 1.0}  # fmt: skip
+    shares, iterations = [], []
+    for restarts in (0, 3, 30):
+        result = run(teacher, **few, restarts=restarts)
+        shares.append(share_seen(teacher, result.images))
+        iterations.append(result.history[-1]["iteration"] + 1)
+    assert shares[0] <= shares[1] < 0.9 <= shares[2]
+    assert iterations[:2] == [5, 20] and 20 < iterations[2] < 155
+    # The last restart was needed: without it, fewer are seen.
+    assert share_seen(teacher, run(teacher, **few, restarts=iterations[2] // 5 - 2).images) < 0.9
+    unlabelled = run(teacher, **few, restarts=30, label_loss="entropy")
+    assert len(unlabelled.history) == 5
+
+
+@pytest.mark.parametrize("stopped_at", [9, 14, 20])
+def test_an_interrupted_batch_continues_to_the_same_bits(teacher, spec, tmp_path, stopped_at):
+    recipe = InversionRecipe(
+        num_images=16, batch_size=16, num_held_out=0, iterations=6, half_resolution_iterations=5, restarts=2,
+        label_share=1.0, start_candidates=1, label_weight=1e-6,
+    )  # fmt: skip
+    options = TrainerOptions(accelerator="cpu", checkpoint_seconds=0)
+    forwards = 0
+
+    def stop(*_):
+        nonlocal forwards
+        forwards += 1
+        if forwards == stopped_at:
+            raise Interrupted
+
+    handle = teacher.register_forward_pre_hook(stop)
+    forwards = 100
+    dreams, history = fill_bank(teacher, recipe, spec, 0, Workplace(tmp_path / "undisturbed", options))
+    undisturbed, forwards = forwards - 100, 0
+    with pytest.raises(Interrupted):
+        fill_bank(teacher, recipe, spec, 0, Workplace(tmp_path / "interrupted", options))
+    forwards = 100
+    again, history_again = fill_bank(teacher, recipe, spec, 0, Workplace(tmp_path / "interrupted", options))
+    handle.remove()
+    assert torch.equal(dreams.images, again.images) and history == history_again
+    assert forwards - 100 <= undisturbed - stopped_at + 5  # those before the first iteration are made again
+    assert not list(tmp_path.rglob("unfinished*"))
 
 
 def test_layers_can_be_weighted_one_by_one(teacher):
