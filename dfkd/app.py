@@ -33,6 +33,7 @@ from dfkd.reporting.result import view
 from dfkd.reporting.run_directory import BUDGET, CONFIG, RESULT, occupied, publish, write_status
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.stages import Runner
+from dfkd.stopping import Stopped, stoppable
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment
 from dfkd.tasks.task import Plan, check_images, record, run_stages, settings_of
@@ -59,6 +60,9 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, plan, metrics, run_dir)
         except BaseException as error:
+            if isinstance(error, Stopped):
+                write_status(run_dir, "stopped", stage=str(cfg.stage), signal=error.name)
+                raise
             if isinstance(error, DfkdError):
                 log.error("%s", error)
             else:
@@ -186,7 +190,11 @@ def main() -> None:
             COMMANDS[sys.argv[1]](sys.argv[2:])
         else:
             config.refuse_renamed(sys.argv[1:])
-            _hydra_main()
+            with stoppable():
+                _hydra_main()
+    except Stopped as stopped:
+        print(f"dfkd: {stopped}", file=sys.stderr)
+        raise
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
     except OSError as error:

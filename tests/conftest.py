@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -95,6 +96,20 @@ TINY = [*LEARNING, "pruning.amount=0.9"]
 def without_training(options: list[str]) -> list[str]:
     """The options for a teacher whose weights are given."""
     return [option for option in options if not option.startswith("teacher.training")]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the tiny demo ran to its end, in `run`."""
+    directory = tmp_path_factory.mktemp("finished")
+    done = command([*TINY, "run_dir=run"], directory)
+    (directory / "printed.txt").write_text(done.stdout)
+    (directory / "errors.txt").write_text(done.stderr)
+    return directory
+
+
+def result_of(directory: Path, run: str = "run") -> dict:
+    return json.loads((directory / run / "result.json").read_text())
 
 
 @pytest.fixture(scope="session")

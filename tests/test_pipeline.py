@@ -1,23 +1,17 @@
-"""The whole job by the real command: its files, reuse, resume after a kill, sweeps, and no data."""
+"""The whole job by the real command: its files, reuse, sweeps, and no data."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import signal
 import struct
-import subprocess
-import sys
-import time
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import LEARNING, QUIET, TINY, command, without_training
+from conftest import LEARNING, TINY, command, result_of, without_training
 from safetensors.torch import load_file
 from torch import nn
 
@@ -25,20 +19,6 @@ import dfkd
 from dfkd.models import CifarResNet, WideResNet
 from dfkd.pruning import sparsity
 from dfkd.reporting.runs import load_runs
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A folder in which the tiny demo ran to its end, in `run`."""
-    directory = tmp_path_factory.mktemp("finished")
-    done = command([*TINY, "run_dir=run"], directory)
-    (directory / "printed.txt").write_text(done.stdout)
-    (directory / "errors.txt").write_text(done.stderr)
-    return directory
-
-
-def result_of(directory: Path, run: str = "run") -> dict:
-    return json.loads((directory / run / "result.json").read_text())
 
 
 def test_a_run_leaves_all_its_files(finished):
@@ -227,56 +207,6 @@ def test_classes_in_another_order_than_the_teachers_are_doubted_aloud(finished, 
     (warning,) = result_of(tmp_path)["warnings"]
     assert "if the classes were in another order" in warning and warning in done.stdout
     assert result_of(finished)["warnings"] == []
-
-
-def kill_when(arguments: list[str], directory: Path, reached) -> None:
-    """Start `dfkd` and kill it as soon as `reached()`; a run that ends by itself came too late to be killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dfkd", *arguments],
-        cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **QUIET},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
-
-def test_a_run_killed_in_dreaming_and_in_streaming_ends_bit_for_bit_as_an_undisturbed_one(finished, tmp_path):
-    weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
-    options = [
-        *without_training(TINY), "teacher=pretrained", f"teacher.weights={weights}", "data=none",
-        "inversion.iterations=60",
-        "distillation.updates=240", "streaming.every=60", "inversion.competition_weight=1", "run_dir=run",
-    ]  # fmt: skip
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    command(options, tmp_path / "whole")
-    store = tmp_path / "killed" / "artifacts"
-    kill_when(options, tmp_path / "killed", lambda: list(store.glob("dreams/*.partial/batch_00001*")))
-    assert not list(store.glob("dreams/*/artifact.json"))
-    kill_when(options, tmp_path / "killed", lambda: list(store.glob("recovered/*.partial/streamed/batch_00001*")))
-    assert list(store.glob("dreams/*/artifact.json")) and not list(store.glob("recovered/*/artifact.json"))
-    command(options, tmp_path / "killed")
-
-    def products(name: str) -> dict[str, torch.Tensor]:
-        root = tmp_path / name / "artifacts"
-        files = sorted([*root.glob("dreams/*/*.safetensors"), *root.glob("recovered/**/*.safetensors")])
-        return {f"{file.relative_to(root)} {key}": value for file in files for key, value in load_file(file).items()}
-
-    whole, killed = products("whole"), products("killed")
-    assert whole.keys() == killed.keys() and len(whole) > 100
-    assert all(torch.equal(value, killed[key]) for key, value in whole.items())
-    assert sum("streamed/" in key and "images" in key for key in whole) == 3
-    numbers = ("pruned", "recovered", "controls_agreement", "dreams")
-    assert (tmp_path / "killed" / "run" / "stream.png").stat().st_size > 1000
-    assert [result_of(tmp_path / "whole")[key] for key in numbers] == [
-        result_of(tmp_path / "killed")[key] for key in numbers
-    ]
-    metrics = [(tmp_path / name / "run" / "metrics.csv").read_text() for name in ("whole", "killed")]
-    assert metrics[0] == metrics[1]
 
 
 def test_a_sweep_inverts_each_teacher_once_per_seed(sweep):

@@ -26,8 +26,8 @@ def dream_batch(
 ) -> tuple[Dreams, list[dict[str, float]]]:
     """Invert the objective's teacher into the images of `batch`, on the teacher's device.
 
-    `earlier` are dreams of the same teacher, which are needed where `recipe.start` is `dreams`. `checkpoint` is where the
-    batch is kept on its way, if it was begun before.
+    `earlier` are dreams of the same teacher, which are needed where `recipe.start` is `dreams`. `checkpoint` keeps the
+    batch on its way.
 
     Returns:
         The dreams, in CPU memory, with what the teacher sees in them; and the history of their inversion.

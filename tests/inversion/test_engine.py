@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
+from conftest import Interrupted
 from torch import nn
 
-from conftest import Interrupted
 from dfkd.errors import ConfigError, InversionError, ModelError
 from dfkd.inversion import InversionRecipe, inversion_objective, losses, optimise
 from dfkd.inversion.invert import fill_bank
