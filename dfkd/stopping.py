@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM: the process ends at once, with the exit code that schedulers expect, and says how to go on.
 
-Nothing has to be saved then: all that a run keeps is written to a temporary name and renamed, so that it may end anywhere
-(`kill -9` included) and continue.
+Nothing has to be saved then: all that a run keeps is written to a temporary name and renamed, so that it may end
+anywhere (`kill -9` included) and continue.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Stopped(SystemExit):
 def stoppable() -> Iterator[None]:
     """Within the context, the first of `SIGNALS` raises `Stopped` in the main thread.
 
-    The signal is noticed between two operations of PyTorch. Where one takes longer than `GRACE`, as a backward through a
-    large network may, or somebody sends a second signal, the process ends without further ado.
+    The signal is noticed between two operations of PyTorch. Where one takes longer than `GRACE`, as a backward through
+    a large network may, or somebody sends a second signal, the process ends without further ado.
     """
     timers: list[threading.Timer] = []
 

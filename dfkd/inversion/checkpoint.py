@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,12 +103,10 @@ class BatchCheckpoint:
         except ArtifactError as error:
             log.warning("%s This batch starts again.", error)
             return None
-        moments = {name.removeprefix("moments."): value for name, value in tensors.items() if name not in IMAGES}
-        return BatchState(
-            **{name: tensors[name] if name == "generator" else tensors[name].to(device) for name in IMAGES},
-            moments={name: value if name == "step" else value.to(device) for name, value in moments.items()},
-            **notes,
-        )
+        on_cpu = ("generator", "moments.step")
+        found: dict[str, Any] = {name: v if name in on_cpu else v.to(device) for name, v in tensors.items()}
+        moments = {name.removeprefix("moments."): found.pop(name) for name in tensors if name not in IMAGES}
+        return BatchState(**found, **notes, moments=moments)
 
     def remove(self) -> None:
         """The batch is done."""

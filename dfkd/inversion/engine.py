@@ -86,11 +86,8 @@ def optimise(
     first = 0
     for number, stretch in enumerate(_stretches(recipe)):
         if number == state.stretch:
-            if (
-                stretch.restart
-                and not state.iteration
-                and _share_seen(gradient, state.images, labels) >= recipe.label_share
-            ):
+            begins = stretch.restart > 0 and state.iteration == 0
+            if begins and _share_seen(gradient, state.images, labels) >= recipe.label_share:
                 break
             with gradient.objective.labels_weighed(2.0**stretch.restart):
                 _optimise_stretch(stretch, first, state, labels, gradient, generator, valid_range, check, checkpoint)
