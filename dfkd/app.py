@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
 import torch
@@ -21,13 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from dfkd import config, export, store
+from dfkd import config, export, plan, store
 from dfkd.budget import options_within
-from dfkd.errors import ConfigError, DfkdError
-from dfkd.experiment_config import make_experiment, refuse_ignored
+from dfkd.errors import DfkdError
+from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text
-from dfkd.inversion.recipe import InversionRecipe
-from dfkd.models.input_spec import InputSpec
 from dfkd.reporting import report
 from dfkd.reporting.result import view
 from dfkd.reporting.run_directory import BUDGET, CONFIG, RESULT, occupied, publish, write_status
@@ -36,7 +33,7 @@ from dfkd.stages import Runner
 from dfkd.stopping import Stopped, stoppable
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment
-from dfkd.tasks.task import Plan, check_images, record, run_stages, settings_of
+from dfkd.tasks.task import Plan, record, run_stages, settings_of
 from dfkd.training.metrics import Metrics
 
 log = logging.getLogger("dfkd")
@@ -53,12 +50,12 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
         write_status(run_dir, "running", stage=str(cfg.stage))
         metrics = Metrics()
         try:
-            experiment, plan = _checked(cfg, run_dir)
+            experiment, stages = checked_experiment(cfg, run_dir)
             if cfg.seconds is not None:
                 cfg = _within_seconds(cfg, experiment, run_dir)
-                experiment, plan = _checked(cfg, run_dir)
+                experiment, stages = checked_experiment(cfg, run_dir)
             metrics = _metrics(cfg, run_dir)
-            result, runner = _run(cfg, experiment, plan, metrics, run_dir)
+            result, runner = _run(cfg, experiment, stages, metrics, run_dir)
         except BaseException as error:
             if isinstance(error, Stopped):
                 write_status(run_dir, "stopped", stage=str(cfg.stage), signal=error.name)
@@ -75,20 +72,6 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
     return result, runner
 
 
-def _checked(cfg: DictConfig, run_dir: Path) -> tuple[Experiment, Plan]:
-    """The experiment and its stages, once nothing is found that would stop them later."""
-    experiment = make_experiment(cfg)
-    task, products = TASKS[experiment.task], Store(Path(cfg.store))
-    refuse_ignored(task, cfg)
-    _check_space(experiment.inversion, experiment.spec, Path(cfg.store), run_dir)
-    task.check(experiment, experiment.check())
-    plan = task.plan(experiment)
-    check_images(plan, cfg.stage)
-    products.check_writable()
-    products.tell_of_older()
-    return experiment, plan
-
-
 def _run(
     cfg: DictConfig, experiment: Experiment, plan: Plan, metrics: Metrics, run_dir: Path
 ) -> tuple[dict[str, Any] | None, Runner]:
@@ -100,7 +83,7 @@ def _run(
     run_stages(plan, runner, cfg.stage)
     result = None
     if cfg.stage == task.parts[-1]:
-        whatever_seed = make_experiment(OmegaConf.merge(cfg, {"seed": 0}))  # type: ignore[arg-type]
+        whatever_seed = make_experiment(with_options(cfg, {"seed": 0}))
         setting = settings_of(task, task.plan(whatever_seed))
         result = write_run(record(task, experiment, plan, runner, setting), run_dir / ".next")
         log_run(result, run_dir / ".next", metrics)
@@ -123,8 +106,7 @@ def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> D
     if known.get("configuration") != of:
         known = {"configuration": of, "options": options_within(experiment, cfg.seconds)}
         write_json(kept, known)
-    chosen = OmegaConf.from_dotlist([f"{option}={value}" for option, value in known["options"].items()])
-    return cast(DictConfig, OmegaConf.merge(cfg, chosen))
+    return with_options(cfg, known["options"])
 
 
 def _metrics(cfg: DictConfig, run_dir: Path) -> Metrics:
@@ -133,21 +115,6 @@ def _metrics(cfg: DictConfig, run_dir: Path) -> Metrics:
     logger = config.instantiate("logger", cfg.logger, save_dir=str(run_dir))
     logger.log_hyperparams(config.plain(cfg))
     return Metrics([logger])
-
-
-def _check_space(recipe: InversionRecipe, spec: InputSpec, store: Path, run_dir: Path) -> None:
-    channels, height, width = spec.image_shape
-    # float16 dreams, and as much again for networks, checkpoints and pictures of a small run
-    needed = {"store": (recipe.num_images + recipe.num_held_out) * channels * height * width * 2 + 2**26}
-    needed["run_dir"] = 2**26
-    for option, directory in (("store", store), ("run_dir", run_dir)):
-        directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(directory).free
-        if free < needed[option]:
-            raise ConfigError(
-                f"{option} must have {needed[option] / 2**20:.0f} MiB free, got {free / 2**20:.0f} MiB in {directory}. "
-                f"Make room, choose another folder with {option}=..., or lower inversion.num_images."
-            )
 
 
 def _print_table(result: dict[str, Any]) -> None:
@@ -172,6 +139,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": report.main,
+    "plan": plan.main,
     "export": export.main,
     "store": store.main,
 }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dfkd import config
 from dfkd.errors import ConfigError, DataError, require
@@ -15,9 +19,10 @@ from dfkd.models.probe import Network
 from dfkd.pruning.method import PruningMethod
 from dfkd.real_data import RealImages
 from dfkd.stages.networks import Weights
-from dfkd.tasks import TASKS
+from dfkd.store import Store
+from dfkd.tasks import TASKS, Plan
 from dfkd.tasks.experiment import Experiment, Teacher, Verifier
-from dfkd.tasks.task import Task
+from dfkd.tasks.task import Task, check_images
 
 
 def make_experiment(cfg: DictConfig) -> Experiment:
@@ -63,6 +68,51 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         options=config.typed(cfg.trainer),
         choices=_choices(),
     )
+
+
+def with_options(cfg: DictConfig, options: Mapping[str, Any]) -> DictConfig:
+    """A configuration with other values of some options, by their full name."""
+    chosen = OmegaConf.from_dotlist([f"{option}={value}" for option, value in options.items()])
+    return cast(DictConfig, OmegaConf.merge(cfg, chosen))
+
+
+def checked_experiment(cfg: DictConfig, run_dir: Path | None) -> tuple[Experiment, Plan]:
+    """The experiment and its stages, once nothing is found that would stop them later.
+
+    Args:
+        cfg: the composed configuration.
+        run_dir: where the run's files go; None: there will be none.
+
+    Raises:
+        DfkdError: something would.
+    """
+    experiment = make_experiment(cfg)
+    task, products = TASKS[experiment.task], Store(Path(cfg.store))
+    refuse_ignored(task, cfg)
+    _check_space(experiment, Path(cfg.store), run_dir)
+    task.check(experiment, experiment.check())
+    plan = task.plan(experiment)
+    check_images(plan, cfg.stage)
+    products.check_writable()
+    products.tell_of_older()
+    return experiment, plan
+
+
+def _check_space(e: Experiment, store: Path, run_dir: Path | None) -> None:
+    channels, height, width = e.spec.image_shape
+    images = e.inversion.num_images + e.inversion.num_held_out
+    # float16 dreams, and as much again for networks, checkpoints and pictures of a small run
+    places = {"store": (store, images * channels * height * width * 2 + 2**26)}
+    if run_dir is not None:
+        places["run_dir"] = (run_dir, 2**26)
+    for option, (directory, needed) in places.items():
+        directory.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory).free
+        if free < needed:
+            raise ConfigError(
+                f"{option} must have {needed / 2**20:.0f} MiB free, got {free / 2**20:.0f} MiB in {directory}. "
+                f"Make room, choose another folder with {option}=..., or lower inversion.num_images."
+            )
 
 
 def _network(group: str, node: DictConfig, spec: InputSpec) -> Network:

@@ -107,6 +107,11 @@ class Store:
             partial.replace(final)
         return Product(kind, key, final, notes, seconds, reused=False)
 
+    def find(self, kind: str, determined_by: dict[str, Any]) -> Product | None:
+        """The product of `determined_by`, if it is there and whole."""
+        key = product_key(kind, determined_by)
+        return self._find(kind, key, self.root / kind / key)
+
     def _find(self, kind: str, key: str, directory: Path) -> Product | None:
         if not directory.exists():
             return None

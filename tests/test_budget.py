@@ -9,7 +9,8 @@ import yaml
 from conftest import TINY, command
 from experiments import CLASS_INCREMENTAL, LEARNING, TRANSFER, experiment
 
-from dfkd.budget import Costs, measured, options_within, split
+from dfkd.budget import options_within, split
+from dfkd.costs import Costs, measured
 from dfkd.errors import ConfigError
 
 HELD_OUT = 1  # batch

@@ -28,6 +28,9 @@ class PairedDataModule(SeededDataModule):
         super().__init__(stream)
         self.sets = [new] if memory is None else [new, memory]
 
+    def example(self) -> Tensor:
+        return self.sets[0][0][0]
+
     def train_dataloader(self) -> DataLoader:
         size = min(self.stream.batch_size, *(len(part) for part in self.sets))  # type: ignore[arg-type]
         seeds = self.stream.seed, derive_seed(self.stream.seed, "memory")

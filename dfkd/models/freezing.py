@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd.models.batch_norm import momentum
 
@@ -61,12 +61,8 @@ def channels_last(model: nn.Module) -> Iterator[None]:
     A network that flattens activations by `view` cannot take them so. The first forward tells; the weights then go
     back to how they were, and the forward is made once more.
     """
-    weights = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous()]
+    lay_out = _layout_of(model)
     forward, tried = model.forward, False
-
-    def lay_out(memory_format: torch.memory_format) -> None:
-        for weight in weights:
-            weight.data = weight.data.contiguous(memory_format=memory_format)
 
     def first_tried(*inputs: Any, **named: Any) -> Any:
         nonlocal tried
@@ -86,6 +82,40 @@ def channels_last(model: nn.Module) -> Iterator[None]:
         lay_out(torch.channels_last)
         stack.enter_context(replaced_forward(model, first_tried))
         yield
+
+
+@contextmanager
+def channels_last_for_training(model: nn.Module, image: Tensor) -> Iterator[None]:
+    """As `channels_last`, told by a forward in eval mode beforehand: one in training would leave traces.
+
+    Args:
+        model: whose weights are laid out.
+        image: one that it takes, (C, H, W).
+    """
+    lay_out = _layout_of(model)
+    lay_out(torch.channels_last)
+    try:
+        with torch.no_grad(), frozen(model), torch.random.fork_rng():
+            model(image[None].expand(2, *image.shape).float().to(next(model.parameters()).device))
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        lay_out(torch.contiguous_format)
+    try:
+        yield
+    finally:
+        lay_out(torch.contiguous_format)
+
+
+def _layout_of(model: nn.Module) -> Callable[[torch.memory_format], None]:
+    """A function that lays out the weights of 2-d convolutions."""
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous()]
+
+    def lay_out(memory_format: torch.memory_format) -> None:
+        for weight in weights:
+            weight.data = weight.data.contiguous(memory_format=memory_format)
+
+    return lay_out
 
 
 @contextmanager

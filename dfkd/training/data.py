@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dfkd.seeding import derive_seed
@@ -73,6 +74,10 @@ class SeededDataModule(lightning.LightningDataModule):
     def training_set(self) -> Dataset:
         """The data set to stream from, of (image, label)."""
         raise NotImplementedError
+
+    def example(self) -> Tensor:
+        """One image, (C, H, W)."""
+        return self.training_set()[0][0]
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(self.stream, self.consumed)

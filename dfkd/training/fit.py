@@ -7,7 +7,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from dfkd.errors import require
+from dfkd.models.freezing import channels_last_for_training
 from dfkd.training.data import SeededDataModule
 from dfkd.training.metrics import Metrics
 from dfkd.training.module import SeededTraining
@@ -143,7 +144,9 @@ def fit(
             progress.advance(update - progress.done, f"loss {losses['total']:.4g}")
 
         module.on_update, module.metrics, module.name = on_update, workplace.metrics, workplace.name
-        with torch.random.fork_rng(), quiet_lightning():
+        with torch.random.fork_rng(), quiet_lightning(), ExitStack() as layouts:
+            for network in module.networks:
+                layouts.enter_context(channels_last_for_training(network, data.example()))
             trainer = options.make_trainer(
                 [*callbacks, saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=1
             )

@@ -46,6 +46,11 @@ class SeededTraining(lightning.LightningModule):
         self.record_every = max(1, min(10, recipe.updates // 20))
         self._pending: list[dict[str, Tensor]] = []
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All that images go through."""
+        return (self.network,)
+
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Losses of a batch by name; `total` is the one to minimise."""
         raise NotImplementedError
@@ -111,6 +116,10 @@ class TeacherStudentModule(SeededTraining):
         super().__init__(network, recipe, seed)
         # In a tuple, so that the teacher is not a submodule: neither trained nor saved with the network.
         self._teacher = (teacher,)
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.network, self.teacher)
 
     @property
     def teacher(self) -> nn.Module:
