@@ -29,6 +29,7 @@ class Record:
         scores: of the networks, by their name in the result.
         warnings: what is doubtful about the scores.
         quality: of the dreams.
+        choice: which student became the result, and by what; empty where there was none to choose from.
         iterations: of the inversion of a batch, on average.
         dreams: those that were made before the student learned.
         streamed: those that were made while it learned, batch by batch.
@@ -49,6 +50,7 @@ class Record:
     scores: Mapping[str, Scores]
     warnings: Sequence[str]
     quality: Mapping[str, Any]
+    choice: Mapping[str, Any]
     iterations: int
     dreams: Dreams
     streamed: Sequence[Dreams]

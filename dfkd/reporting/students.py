@@ -15,10 +15,12 @@ NETWORKS = {
     "noise": "control: distilled on noise",
     "procedural": "control: distilled on procedural pictures",
     "batchnorm": "control: batch-norm re-estimation on dreams",
+    "distilled": "distilled on dreams, not chosen",
     "recovered": "recovered on dreams",
     "student": "student taught on dreams",
     "real": "control: distilled on real images",
 }
+CHOSEN = {"pruned": "pruned, untouched", "batchnorm": "batch-norm re-estimation alone"}
 CONTROLS = ("batchnorm", "noise", "procedural", "real")
 
 
@@ -27,7 +29,8 @@ def result_of(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
 
     `agreement` is the share of held-out dreams on which a network predicts what the teacher does. `recovery` is
     (recovered - pruned) / (teacher - pruned) in accuracy. The student is called `recovered` where it was pruned,
-    `student` where it was fresh.
+    `student` where it was fresh. `choice` tells which candidate the recovered student is (`pruned`, `batchnorm` or
+    `distilled`) and the criterion of each, see `dfkd.evaluation.criterion`.
     """
     scores = record.scores
     student = "recovered" if "recovered" in scores else "student"
@@ -36,12 +39,13 @@ def result_of(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
     teacher = {name: value for name, value in scores["teacher"].items() if name != "agreement"}
     return {
         "teacher": {**record.facts, **teacher},
-        **{name: scores[name] for name in ("pruned",) if name in scores},
+        **{name: scores[name] for name in ("pruned", "distilled") if name in scores},
         student: {**scores[student], "bytes": sizes},
         "controls": {name: known[name]["accuracy"] for name in controls},
         "controls_agreement": {name: known[name]["agreement"] for name in controls},
         "recovery": recovery(*(known[name]["accuracy"] for name in ("teacher", "pruned", "recovered"))),
         "streaming": _streaming(record),
+        "choice": dict(record.choice) or None,
     }
 
 
@@ -67,14 +71,22 @@ def recovery(teacher: float | None, pruned: float | None, recovered: float | Non
 def table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows as text; networks that were not made are left out."""
     rows: list[tuple[str, ...]] = []
+    chosen = chosen_of(result)
     for name, label in NETWORKS.items():
         scores = _scores(result, name)
-        if scores == (None, None) and name != "teacher":
+        if (scores == (None, None) and name != "teacher") or (name == "distilled" and chosen == "distilled"):
             continue
+        if name == "recovered" and chosen != "distilled":
+            label = f"recovered: {CHOSEN[chosen]}"
         sparsity = 0.0 if name == "teacher" else student_of(result)["sparsity"]
         agreement = "" if name == "teacher" else percent(scores[1], result["dreams"]["held_out"])
         rows.append((label, percent(sparsity), percent(scores[0]), agreement))
     return ["network", "sparsity", "accuracy", "agreement"], rows
+
+
+def chosen_of(result: dict[str, Any]) -> str:
+    """Which candidate the recovered student is; in results of before there was a choice, the distilled one."""
+    return (result.get("choice") or {}).get("chosen", "distilled")
 
 
 def student_of(result: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +103,8 @@ def network_scores(result: dict[str, Any]) -> tuple[str, dict[str, float | None]
 def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """`network_scores` that are known, under the names for people."""
     kind, values = network_scores(result)
+    if chosen_of(result) == "distilled":
+        values["distilled"] = None
     return kind, {NETWORKS[name]: value for name, value in values.items() if value is not None}
 
 
@@ -121,7 +135,7 @@ def objective(result: dict[str, Any]) -> float | None:
 def _scores(result: dict[str, Any], name: str) -> tuple[float | None, float | None]:
     if name == "teacher":
         return result["teacher"]["accuracy"], None
-    if name in ("pruned", "recovered", "student"):
+    if name in ("pruned", "distilled", "recovered", "student"):
         scores = result.get(name, {})
         return scores.get("accuracy"), scores.get("agreement")
     return result["controls"].get(name), result["controls_agreement"].get(name)

@@ -51,7 +51,10 @@ class Quality(Recipe):
 
 
 def score_students(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Notes:
-    """Accuracy of `teacher` and students on the test `images`, agreement on held-out `dreams`, and what they cost."""
+    """Accuracy of `teacher` and students on the test `images`, agreement on held-out `dreams`, and what they cost.
+
+    `recovered` is the student that was the `choice`, where there was one.
+    """
     networks = _networks(recipe, inputs)
     tests = {"accuracy": inputs["images"].open() if "images" in inputs else None}
     spec, dreams = recipe.spec, held_out_set(inputs["dreams"])
@@ -69,6 +72,8 @@ def score_students(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Not
             "parameters": parameters(network),
             "multiply_adds": multiply_adds(network, spec.image_shape),
         }
+    if "choice" in inputs:
+        scores["recovered"] = scores[inputs["choice"].notes["chosen"]]
     return {"scores": scores, "warnings": warnings}
 
 

@@ -13,6 +13,7 @@ from dfkd.distillation.reconstruction import require_teachers_shapes
 from dfkd.errors import ConfigError
 from dfkd.pruning.schedule import cubic_share
 from dfkd.stages import Source, Stage
+from dfkd.stages.choice import Choice, choose
 from dfkd.stages.learning import Learning, learn_from_dreams
 from dfkd.stages.pruning import Pruning, prune
 from dfkd.tasks.beginning import dream_stage, quality_stage, teacher_stage
@@ -54,15 +55,16 @@ def plan(e: Experiment) -> Plan:
         name: _recover(e, name, teacher, pruned, dreams, lesson) for name, lesson in control_lessons(e, dreams).items()
     }
     batch_norm = _batch_norm_alone(e, teacher, pruned, dreams)
-    students = {"pruned": pruned, "batchnorm": batch_norm, "recovered": recover[-1]}
+    students = {"pruned": pruned, "batchnorm": batch_norm, "distilled": recover[-1]}
+    choice = _choose(e, teacher, students)
     students |= {name: stages[-1] for name, stages in controls.items()}
     return {
         "teacher": [teacher],
         "dream": [dreams],
         "prune": [pruned],
-        "recover": recover,
-        "controls": [batch_norm, *(stage for stages in controls.values() for stage in stages)],
-        "evaluate": [scores_stage(e, teacher, dreams, students, pruned=True), quality_stage(e, teacher, dreams)],
+        "recover": [*recover, batch_norm, choice],
+        "controls": [stage for stages in controls.values() for stage in stages],
+        "evaluate": [scores_stage(e, teacher, dreams, students, choice), quality_stage(e, teacher, dreams)],
     }
 
 
@@ -92,8 +94,15 @@ def _recover(e: Experiment, name: str, teacher: Stage, pruned: Stage, dreams: St
     return stages
 
 
+def _choose(e: Experiment, teacher: Stage, candidates: dict[str, Stage]) -> Stage:
+    """The student that the run is about."""
+    networks = {"teacher_network": e.network, "student_network": e.student}
+    recipe = Choice(spec=e.spec, candidates=tuple(candidates), seed=e.seed)
+    return Stage("choose", "chosen", recipe, choose, {**networks, "teacher": teacher, **candidates})
+
+
 def _batch_norm_alone(e: Experiment, teacher: Stage, pruned: Stage, dreams: Stage) -> Stage:
-    """The control that learns nothing: its batch-norm statistics alone are re-estimated, on dreams."""
+    """The student that learns nothing: its batch-norm statistics alone are re-estimated, on dreams."""
     recipe = DistillationRecipe(
         updates=0, gradual=0, batch_size=e.distillation.batch_size, batch_norm=e.distillation.batch_norm
     )

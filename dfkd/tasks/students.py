@@ -85,12 +85,16 @@ def learning_stage(
     )
 
 
-def scores_stage(e: Experiment, teacher: Stage, dreams: Stage, students: Mapping[str, Stage], pruned: bool) -> Stage:
-    """The scores of teacher and students, these by their name in the result."""
-    recipe = Scoring(spec=e.spec, students=tuple(students), pruned=pruned)
+def scores_stage(
+    e: Experiment, teacher: Stage, dreams: Stage, students: Mapping[str, Stage], choice: Stage | None = None
+) -> Stage:
+    """The scores of teacher and students, these by their name in the result; one of pruned students was chosen."""
+    recipe = Scoring(spec=e.spec, students=tuple(students), pruned=choice is not None)
     inputs: dict[str, Stage | Source] = {
         "teacher_network": e.network, "student_network": e.student, "teacher": teacher, "dreams": dreams, **students,
     }  # fmt: skip
+    if choice is not None:
+        inputs["choice"] = choice
     if e.data is not None:
         inputs["images"] = e.images(Purpose.EVALUATION)
     return Stage("evaluate", "scores", recipe, score_students, inputs)

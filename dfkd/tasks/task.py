@@ -96,9 +96,10 @@ def record(task: Task, experiment: Experiment, plan: Plan, runner: Runner, setti
         scores=products["evaluate"].notes["scores"],
         warnings=products["evaluate"].notes.get("warnings", []),
         quality=products["dream_quality"].notes,
+        choice=products["choose"].notes if "choose" in products else {},
         iterations=products["dream"].notes["iterations"],
         dreams=all_dreams(products["dream"]),
-        streamed=streamed_dreams(products[learned.name]),
+        streamed=[dreams for stage in plan[task.learning] for dreams in streamed_dreams(products[stage.name])],
         student=load(network, products[learned.name]),
         data={
             "name": None if e.data is None else e.data.name,

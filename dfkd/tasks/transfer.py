@@ -58,7 +58,7 @@ def plan(e: Experiment) -> Plan:
     taught = learning_stage(e, "transfer", (teacher, fresh), on_dreams(e, dreams))
     lessons = control_lessons(e, dreams)
     controls = {name: learning_stage(e, name, (teacher, fresh), lesson) for name, lesson in lessons.items()}
-    scores = scores_stage(e, teacher, dreams, {"student": taught, **controls}, pruned=False)
+    scores = scores_stage(e, teacher, dreams, {"student": taught, **controls})
     return {
         "teacher": [teacher],
         "dream": [dreams],
