@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dfkd.reporting import class_incremental, students
+from dfkd.reporting.doubts import doubts
 from dfkd.reporting.record import Record
 
 # By task, a module of `result_of`, what the task adds to the result; and, of a result, `table`, `bars`, `summary` and
@@ -32,7 +33,7 @@ def build_result(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
     products = record.products
     timing = {part: sum(products[name].seconds for name in names) for part, names in record.parts.items()}
     timing = {part: round(seconds, 2) for part, seconds in timing.items()}
-    return {
+    result = {
         "experiment": record.experiment,
         "task": record.task,
         "seed": record.seed,
@@ -54,6 +55,8 @@ def build_result(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
         "data": dict(record.data),
         "environment": environment(record.device),
     }
+    result["warnings"] += doubts(result)
+    return result
 
 
 def environment(device: torch.device) -> dict[str, Any]:
