@@ -52,7 +52,7 @@ class PublishedInversion:
 
     def step(self) -> float:
         """One iteration; its loss."""
-        jitter = self.recipe.jitter
+        jitter = self.recipe.jitter_at(*self.images.shape[2:])
         shifts = torch.randint(-jitter, jitter + 1, (2,), generator=self.generator).tolist()
         seen = torch.roll(self.images, shifts=shifts, dims=(2, 3))
         self.distances.clear()

@@ -20,13 +20,14 @@ from dfkd.budget import options_within
 from dfkd.costs import Costs, measured
 from dfkd.errors import ConfigError
 from dfkd.experiment_config import checked_experiment, with_options
+from dfkd.files import size_text
 from dfkd.stages import Stage
 from dfkd.stages.dreams import Dreaming
 from dfkd.stages.evaluation import Quality, Scoring
 from dfkd.stages.learning import Learning, LearningFromStream
 from dfkd.stages.networks import load
 from dfkd.stages.teacher import Trained
-from dfkd.store import Store, size_text
+from dfkd.store import Store
 from dfkd.tasks import Experiment, Plan
 from dfkd.training.progress import duration
 

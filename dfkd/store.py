@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dfkd.errors import ArtifactError, ConfigError
-from dfkd.files import file_checksum, write_json, write_text
+from dfkd.files import file_checksum, size_text, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -156,15 +156,6 @@ class Store:
 def folder_size(directory: Path) -> int:
     """Bytes of all files under a folder."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-def size_text(size: float) -> str:
-    """Bytes for a reader: `1.2 GiB`."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def check_writable(directory: Path, option: str) -> None:

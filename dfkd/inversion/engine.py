@@ -113,8 +113,9 @@ def _stretches(recipe: InversionRecipe) -> list[_Stretch]:
 def _share_seen(gradient: ObjectiveGradient, images: Tensor, labels: Tensor) -> float:
     """Share of the images, as they would be stored, that the teacher gives their label."""
     objective = gradient.objective
+    size = min(AT_ONCE, -(-len(images) // gradient.parts))
     with objective.recorded():
-        seen = [objective.teacher(part.half().float()).argmax(1) for part in images.split(AT_ONCE)]
+        seen = [objective.teacher(part.half().to(part.dtype)).argmax(1) for part in images.split(size)]
     return (torch.cat(seen) == labels).double().mean().item()
 
 
@@ -130,6 +131,7 @@ def _optimise_stretch(
     checkpoint: BatchCheckpoint | None,
 ) -> None:
     recipe = gradient.objective.recipe
+    jitter = recipe.jitter_at(*state.images.shape[2:]) // stretch.pooling
     images = state.images.requires_grad_(True)
     optimizer = torch.optim.Adam([images], lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), fused=True)
     if state.moments:
@@ -138,7 +140,7 @@ def _optimise_stretch(
 
     for iteration in range(state.iteration, stretch.iterations):
         # The network sees a leaf of its own; what was done to the images is undone on the gradient.
-        view = _view(images, stretch.pooling, recipe.jitter // stretch.pooling, recipe.flip, generator)
+        view = _view(images, stretch.pooling, jitter, recipe.flip, generator)
         terms, view_gradient = gradient(view.detach(), labels)
         if view is not images:
             (view_gradient,) = torch.autograd.grad(view, images, view_gradient)

@@ -55,6 +55,10 @@ class InversionObjective:
         # A tensor, so that compiled code takes it as it comes.
         self.label_factor = torch.ones((), device=next(teacher.parameters()).device)
 
+    def parameters(self) -> list[Tensor]:
+        """Of teacher and student."""
+        return [p for model in (self.teacher, self.student) if model is not None for p in model.parameters()]
+
     def __call__(self, images: Tensor, labels: Tensor) -> Terms:
         """Every weighted term's raw value, and their weighted sum as `total`."""
         with self.recorded() as records:

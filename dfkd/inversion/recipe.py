@@ -55,7 +55,8 @@ class InversionRecipe:
         l2_norm: the same of the image norm: `batch` as published for CIFAR, `image` as published for ImageNet.
         competition_weight: a_c, weight of R_compete; above 0 it needs a student to compete with.
         competition_temperature: softmax temperature within R_compete.
-        jitter: largest circular shift in pixels, new at every iteration.
+        jitter: largest circular shift in pixels, new at every iteration; None: a sixteenth of the image's shorter side,
+            or 2 where that is more (DI: 2 of 32 pixels, 30 of 224).
         flip: mirror the batch at random; only for data whose labels survive it.
         clip: keep images in the range that valid pixels have after normalisation.
         clip_limit: where it is above 0, `clip` keeps images within plus and minus this value instead.
@@ -91,7 +92,7 @@ class InversionRecipe:
     l2_norm: str = "batch"
     competition_weight: float = 0.0
     competition_temperature: float = 3.0
-    jitter: int = 2
+    jitter: int | None = None
     flip: bool = False
     clip: bool = True
     clip_limit: float = 0.0
@@ -106,7 +107,6 @@ class InversionRecipe:
             "num_held_out",
             "feature_history",
             "warmup_iterations",
-            "jitter",
             "label_weight",
             "feature_weight",
         ):
@@ -116,6 +116,7 @@ class InversionRecipe:
         for option in ("half_resolution_iterations", "restarts", "clip_limit"):
             at_least(option, 0)
         require(0 < self.label_share <= 1, "inversion.label_share", self.label_share, "in (0, 1]")
+        require(self.jitter is None or self.jitter >= 0, "inversion.jitter", self.jitter, "0 or more, or null")
         for option in ("learning_rate", "competition_temperature"):
             require(getattr(self, option) > 0, f"inversion.{option}", getattr(self, option), "above 0")
         for option in ("beta1", "beta2"):
@@ -140,6 +141,10 @@ class InversionRecipe:
     def total_iterations(self) -> int:
         """Steps per batch over both resolutions, without restarts."""
         return self.half_resolution_iterations + self.iterations
+
+    def jitter_at(self, height: int, width: int) -> int:
+        """`jitter` for images of a size."""
+        return max(2, min(height, width) // 16) if self.jitter is None else self.jitter
 
     @property
     def most_restarts(self) -> int:

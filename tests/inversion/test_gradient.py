@@ -54,7 +54,7 @@ def lived_in(model: nn.Module, *shape: int) -> nn.Module:
 def test_50_iterations_give_the_losses_and_images_of_the_published_formulation(name):
     # In double precision: single precision's rounding is amplified by ReLUs and Adam within some ten iterations.
     teacher = lived_in(SMALL_ZOO[name]().double(), 3, 32, 32)
-    recipe = InversionRecipe(**PUBLISHED, iterations=50, learning_rate=0.05, schedule="constant")
+    recipe = InversionRecipe(**PUBLISHED, iterations=50, restarts=0, learning_rate=0.05, schedule="constant")
     start = torch.randn(4, 3, 32, 32, dtype=torch.double)
     labels = torch.arange(4)
     losses: list[float] = []
@@ -186,7 +186,7 @@ class Limited(nn.Module):
 
 
 def test_where_memory_runs_out_the_batch_goes_in_parts_and_the_dreams_are_the_same(network, caplog):
-    recipe = InversionRecipe(iterations=12)
+    recipe = InversionRecipe(iterations=12, restarts=0)
     start, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % 10
     images = {}
     for limit in (16, 5):
