@@ -18,6 +18,8 @@ from dfkd.inversion import InversionRecipe
 # iterations are the setting's own.
 PUBLISHED: dict[str, Any] = {
     "start": "noise",
+    "restarts": 0,
+    "jitter": 2,
     "feature_form": "norm",
     "feature_weight": 10.0,
     "label_weight": 1.0,

@@ -31,7 +31,8 @@ from dfkd.training.fit import TrainerOptions, Workplace
 
 SPEC = InputSpec((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPTIONS = TrainerOptions(accelerator="cpu")
-NOISE = {"start": "noise", "iterations": 150, "learning_rate": 0.3, "beta1": 0.8, "beta2": 0.99, "label_weight": 1.0,
+NOISE = {"start": "noise", "iterations": 150, "restarts": 0, "jitter": 2, "learning_rate": 0.3, "beta1": 0.8,
+         "beta2": 0.99, "label_weight": 1.0,
          "feature_form": "norm", "feature_weight": 10.0, "tv_l2_weight": 2.5e-5}  # fmt: skip
 SETTINGS = {"deepinversion": {}, "deepinversion_noise": NOISE}
 SPARSITIES = (0.75, 0.9)

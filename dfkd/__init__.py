@@ -5,8 +5,8 @@
 >>> dfkd.recover(student, teacher, dreams)
 """
 
-from dfkd.api import invert, prune, recover
+from dfkd.api import invert, load_dreams, prune, recover
 from dfkd.dreams import Dreams
 from dfkd.models.student_file import load_student
 
-__all__ = ["Dreams", "invert", "load_student", "prune", "recover"]
+__all__ = ["Dreams", "invert", "load_dreams", "load_student", "prune", "recover"]

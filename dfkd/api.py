@@ -1,15 +1,18 @@
-"""The engine in three plain calls, for notebooks: `invert`, `prune`, `recover`."""
+"""The engine in plain calls, for notebooks: `invert`, `prune`, `recover`; and what a run dreamed."""
 
 from __future__ import annotations
 
 import copy
 import difflib
+import json
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import nn
 
 from dfkd.distillation.recipe import DistillationRecipe
@@ -23,6 +26,7 @@ from dfkd.models.input_spec import InputSpec, count_classes
 from dfkd.models.probe import digest, module_identity
 from dfkd.pruning import prune_by_global_magnitude
 from dfkd.pruning.sparsity import prunable_weights
+from dfkd.reporting.run_directory import CONFIG, RESULT
 from dfkd.stages.dreams import all_dreams, bank_notes
 from dfkd.stages.stage import plain
 from dfkd.store import Store
@@ -85,6 +89,30 @@ def invert(
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(Path(directory or temporary))
         return all_dreams(store.obtain("dreams", determined_by | {"inversion": plain(settings)}, make))
+
+
+def load_dreams(run: str | Path, store: str | Path | None = None) -> Dreams:
+    """The dreams of a finished run, from the store that it kept them in.
+
+    Args:
+        run: the run's directory.
+        store: where the products are; None: the `store` of the run's `config.yaml`, as seen from the current folder.
+
+    Returns:
+        Training and held-out dreams, in the teacher's normalised input space.
+
+    Raises:
+        ConfigError: there is no finished run, or its dreams are not in the store.
+    """
+    result, config = Path(run) / RESULT, Path(run) / CONFIG
+    if not result.is_file() or not config.is_file():
+        raise ConfigError(f"run must be the directory of a finished run, got {run}: it has no {RESULT} or no {CONFIG}.")
+    identity = str(json.loads(result.read_text(encoding="utf-8"))["artifacts"]["dream"])
+    place = Path(store or str(OmegaConf.load(config).store))
+    found = Store(place).named(identity) if re.fullmatch(r"dreams/[0-9a-f]+", identity) else None
+    if found is None:
+        raise ConfigError(f"store must hold {identity}, the dreams of {run}, got {place}. Give the store's folder.")
+    return all_dreams(found)
 
 
 def _recipe(kind: type, options: dict[str, Any]) -> Any:

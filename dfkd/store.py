@@ -112,6 +112,11 @@ class Store:
         key = product_key(kind, determined_by)
         return self._find(kind, key, self.root / kind / key)
 
+    def named(self, identity: str) -> Product | None:
+        """The product `kind/key`, as results name them, if it is there and whole."""
+        kind, _, key = identity.partition("/")
+        return self._find(kind, key, self.root / kind / key)
+
     def _find(self, kind: str, key: str, directory: Path) -> Product | None:
         if not directory.exists():
             return None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import dfkd
+from dfkd.errors import ConfigError
 from dfkd.models import CifarResNet, WideResNet
 from dfkd.pruning import sparsity
 from dfkd.reporting.runs import load_runs
@@ -384,3 +385,29 @@ def test_a_student_that_distillation_makes_worse_is_not_the_result(finished, tmp
     assert all(torch.equal(value, student[name]) for name, value in exported.items())
     assert "distilled on dreams, not chosen" in done.stdout and "recovered: " in done.stdout
     assert any("Distillation left the student farther" in warning for warning in result["warnings"])
+
+
+def test_the_dreams_of_a_run_are_loaded_by_its_folder(finished, tmp_path):
+    result = result_of(finished)
+    dreams = dfkd.load_dreams(finished / "run", store=finished / "artifacts")
+    assert len(dreams.training) == 48 and len(dreams.held_out) == 16
+    assert dreams.teacher_accuracy == pytest.approx(result["dreams"]["teacher_accuracy"])
+    with pytest.raises(ConfigError, match="store must hold dreams/"):
+        dfkd.load_dreams(finished / "run", store=tmp_path)
+    with pytest.raises(ConfigError, match="run must be the directory of a finished run"):
+        dfkd.load_dreams(tmp_path)
+
+
+def test_the_plan_of_a_run_names_every_stage_and_knows_what_is_there(finished, tmp_path):
+    plan = command(["plan", *TINY], tmp_path).stdout
+    for part in ("teacher", "dream", "recover", "choose", "procedural", "evaluate", "all"):
+        assert part in plan
+    assert "60 updates" in plan and "12 updates" in plan and "found in the store" not in plan
+    assert "still to be trained" in plan and "Memory: about" in plan
+    assert not list(tmp_path.glob("runs/*"))
+    known = command(["plan", *TINY, "pruning.amount=0.3", f"store={finished}/artifacts"], tmp_path).stdout
+    assert known.count("found in the store") == 2 and "still to be trained" not in known  # teacher and dreams
+    wrong = command(["plan", *TINY, "pruning.amount=1"], tmp_path, check=False)
+    assert wrong.returncode == 1 and "dfkd: error:" in wrong.stderr and "Traceback" not in wrong.stderr
+    other = command(["plan", *TINY, "inversion.iteratons=3"], tmp_path, check=False)
+    assert other.returncode == 1 and "iteratons" in other.stderr and "Traceback" not in other.stderr

@@ -14,7 +14,7 @@ from dfkd.distillation.batch_norm import aligned_batch_norm
 from dfkd.distillation.losses import distillation_loss, matched_features
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.models.batch_norm import batch_norm_layers
-from dfkd.models.freezing import frozen
+from dfkd.models.freezing import contiguous, frozen
 from dfkd.pruning.schedule import cubic_share
 from dfkd.pruning.sparsity import SparsityMask
 from dfkd.training.augmentation import augment, cutmix, mixup
@@ -79,7 +79,8 @@ class DistillationModule(TeacherStudentModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         if self._prune is not None and self.global_step in self._steps:
-            self._prune(self.network, self._steps[self.global_step])
+            with contiguous(self.network):
+                self._prune(self.network, self._steps[self.global_step])
             self._mask = None
         if self._mask is None:  # here, because a checkpoint's weights, with their zeros, are loaded by now
             self._mask = SparsityMask(self.network)

@@ -361,3 +361,21 @@ def test_a_student_pruned_as_it_learns_chooses_by_what_it_has_learned(teacher, d
     assert sparsity(student) == pytest.approx(0.9, abs=2e-3)
     assert not torch.equal(student.layer2[0].conv1.weight == 0, at_once.layer2[0].conv1.weight == 0)
     assert distance(student) < 0.5 * distance(at_once)
+
+
+def test_a_pruning_that_flattens_weights_by_view_works_while_the_student_learns(teacher, dreams, tmp_path):
+    seen = []
+
+    def prune(network, share):
+        with torch.no_grad():
+            for weight in (p for p in network.parameters() if p.dim() == 4):
+                weight.view(-1)[: int(share * weight.numel() / 2)] = 0
+        seen.append(share)
+
+    student = copy.deepcopy(teacher)
+    data = DreamDataModule(dreams, Stream(8, 6))
+    recover_student(student, teacher, data, recipe(updates=6, batch_size=8), Workplace(tmp_path, CPU), prune)
+    assert seen[-1] == 1.0
+    for weight in (p for p in student.parameters() if p.dim() == 4):
+        half = int(weight.numel() / 2)
+        assert weight.is_contiguous() and (weight.view(-1)[:half] == 0).all() and (weight.view(-1)[half:] != 0).any()

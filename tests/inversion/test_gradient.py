@@ -54,7 +54,7 @@ def lived_in(model: nn.Module, *shape: int) -> nn.Module:
 def test_50_iterations_give_the_losses_and_images_of_the_published_formulation(name):
     # In double precision: single precision's rounding is amplified by ReLUs and Adam within some ten iterations.
     teacher = lived_in(SMALL_ZOO[name]().double(), 3, 32, 32)
-    recipe = InversionRecipe(**PUBLISHED, iterations=50, restarts=0, learning_rate=0.05, schedule="constant")
+    recipe = InversionRecipe(**PUBLISHED, iterations=50, learning_rate=0.05, schedule="constant")
     start = torch.randn(4, 3, 32, 32, dtype=torch.double)
     labels = torch.arange(4)
     losses: list[float] = []

@@ -68,7 +68,7 @@ def test_ten_adam_steps_end_at_the_reference(reference):
     for iterations in (1, 2, 11):
         settings = recipe(
             label_weight=1.0, feature_weight=10.0, tv_l2_weight=2.5e-5, l2_weight=3e-8, competition_weight=10.0,
-            learning_rate=0.05, iterations=iterations,
+            learning_rate=0.05, iterations=iterations, restarts=0,
         )  # fmt: skip
         teacher, student = network(reference, "teacher"), network(reference, "student")
         with inversion_objective(teacher, settings, student) as objective:
