@@ -30,7 +30,7 @@ from dfkd.reporting.result import view
 from dfkd.reporting.run_directory import BUDGET, CONFIG, RESULT, occupied, publish, write_status
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.stages import Runner
-from dfkd.stopping import Stopped, stoppable
+from dfkd.stopping import stoppable
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment
 from dfkd.tasks.task import Plan, record, run_stages, settings_of
@@ -57,9 +57,6 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, stages, metrics, run_dir)
         except BaseException as error:
-            if isinstance(error, Stopped):
-                write_status(run_dir, "stopped", stage=str(cfg.stage), signal=error.name)
-                raise
             if isinstance(error, DfkdError):
                 log.error("%s", error)
             else:
@@ -131,7 +128,8 @@ def _print_table(result: dict[str, Any]) -> None:
 def _hydra_main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    result, _ = run(cfg, run_dir)
+    with stoppable(lambda name: write_status(run_dir, "stopped", stage=str(cfg.stage), signal=name)):
+        result, _ = run(cfg, run_dir)
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
         return view(result).objective(result)
     return None
@@ -158,11 +156,7 @@ def main() -> None:
             COMMANDS[sys.argv[1]](sys.argv[2:])
         else:
             config.refuse_renamed(sys.argv[1:])
-            with stoppable():
-                _hydra_main()
-    except Stopped as stopped:
-        print(f"dfkd: {stopped}", file=sys.stderr)
-        raise
+            _hydra_main()
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
     except OSError as error:
