@@ -63,15 +63,16 @@ def measured(e: Experiment, teacher: nn.Module | None = None) -> Costs:
     """
     with torch.random.fork_rng():
         batch, iterations = _batch(e, teacher)
-        trained = e.network.build() if e.teacher.weights is None else None
-        return Costs(
-            batch=batch,
-            update=_update(e),
-            teacher_update=0.0 if trained is None else _teacher_update(e, trained),
-            image=_image(e),
-            iterations=iterations,
-            memory=_peak_memory(e.options.torch_device()),
-        )
+        return Costs(batch=batch, update=_update(e), iterations=iterations)
+
+
+def measured_in_full(e: Experiment, teacher: nn.Module | None) -> Costs:
+    """`measured`, and beside it what training a teacher and evaluation cost, and the memory that all of it took."""
+    costs = measured(e, teacher)
+    with torch.random.fork_rng():
+        trained = _teacher_update(e, e.network.build()) if e.teacher.weights is None else 0.0
+        costs = replace(costs, teacher_update=trained, image=_image(e))
+    return replace(costs, memory=_peak_memory(e.options.torch_device()))
 
 
 def _batch(e: Experiment, teacher: nn.Module | None) -> tuple[float, int]:

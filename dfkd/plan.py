@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from dfkd.budget import options_within
-from dfkd.costs import Costs, measured
+from dfkd.costs import Costs, measured_in_full
 from dfkd.errors import ConfigError
 from dfkd.experiment_config import checked_experiment, with_options
 from dfkd.files import size_text
@@ -151,7 +151,7 @@ def planned(cfg: DictConfig) -> tuple[Experiment, list[Estimate], Costs, bool]:
     if e.task == "class_incremental":
         raise ConfigError("dfkd plan knows recovery and transfer, got task=class_incremental.")
     teacher = known_teacher(e, plan, store)
-    costs = measured(e, teacher)
+    costs = measured_in_full(e, teacher)
     return e, estimates(plan, store, costs, cfg.stage), costs, teacher is not None
 
 

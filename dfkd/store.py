@@ -108,25 +108,26 @@ class Store:
         return Product(kind, key, final, notes, seconds, reused=False)
 
     def find(self, kind: str, determined_by: dict[str, Any]) -> Product | None:
-        """The product of `determined_by`, if it is there and whole."""
-        key = product_key(kind, determined_by)
-        return self._find(kind, key, self.root / kind / key)
+        """The product of `determined_by`, if it is there and whole; looking removes nothing."""
+        return self.named(f"{kind}/{product_key(kind, determined_by)}")
 
     def named(self, identity: str) -> Product | None:
         """The product `kind/key`, as results name them, if it is there and whole."""
         kind, _, key = identity.partition("/")
-        return self._find(kind, key, self.root / kind / key)
+        try:
+            return _read(kind, key, self.root / identity)
+        except ArtifactError:
+            return None
 
     def _find(self, kind: str, key: str, directory: Path) -> Product | None:
         if not directory.exists():
             return None
         try:
-            manifest = _read_manifest(directory)
+            return _read(kind, key, directory)
         except ArtifactError as error:
             log.warning("%s It is made again.", error)
             shutil.rmtree(directory)
             return None
-        return Product(kind, key, directory, manifest["notes"], manifest["seconds"], reused=True)
 
     def products(self) -> Iterator[tuple[Path, int]]:
         """Every folder of a product, finished or not, and the version of the store that it was made under; 0: unknown.
@@ -190,6 +191,12 @@ def _version(directory: Path) -> int:
         return int(json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("version", 1))
     except (OSError, ValueError, AttributeError, TypeError):
         return 0
+
+
+def _read(kind: str, key: str, directory: Path) -> Product:
+    """The product in a folder (`ArtifactError` where it is not there or not whole)."""
+    manifest = _read_manifest(directory)
+    return Product(kind, key, directory, manifest["notes"], manifest["seconds"], reused=True)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

@@ -396,19 +396,3 @@ def test_the_dreams_of_a_run_are_loaded_by_its_folder(finished, tmp_path):
         dfkd.load_dreams(finished / "run", store=tmp_path)
     with pytest.raises(ConfigError, match="run must be the directory of a finished run"):
         dfkd.load_dreams(tmp_path)
-
-
-def test_the_plan_of_a_run_names_every_stage_and_knows_what_is_there(finished, tmp_path):
-    plan = command(["plan", *TINY], tmp_path).stdout
-    for part in ("teacher", "dream", "recover", "choose", "procedural", "evaluate", "all"):
-        assert part in plan
-    assert "60 updates" in plan and "12 updates" in plan and "found in the store" not in plan
-    assert "still to be trained" in plan and "Memory: about" in plan
-    assert not list(tmp_path.glob("runs/*"))
-    known = command(["plan", *TINY, "pruning.amount=0.3", f"store={finished}/artifacts"], tmp_path).stdout
-    # the teacher, its dreams, and what is said of them
-    assert known.count("found in the store") == 3 and "still to be trained" not in known
-    wrong = command(["plan", *TINY, "pruning.amount=1"], tmp_path, check=False)
-    assert wrong.returncode == 1 and "dfkd: error:" in wrong.stderr and "Traceback" not in wrong.stderr
-    other = command(["plan", *TINY, "inversion.iteratons=3"], tmp_path, check=False)
-    assert other.returncode == 1 and "iteratons" in other.stderr and "Traceback" not in other.stderr

@@ -74,9 +74,10 @@ class DreamBank:
         return self.directory / f"unfinished_{index:05d}.safetensors"
 
     def write(self, index: int, dreams: Dreams, history: list[dict[str, float]]) -> None:
-        """Store batch `index` and the history of its inversion."""
+        """Store batch `index` and the history of its inversion; its checkpoint goes."""
         tensors = {name: getattr(dreams, name) for name in TENSORS}
         save_tensors(self.path(index), tensors, notes=history)
+        self.checkpoint(index).unlink(missing_ok=True)
 
     def read(self, index: int) -> tuple[Dreams, list[dict[str, float]]]:
         """Batch `index` and the history of its inversion (`ArtifactError` if missing or damaged)."""
@@ -90,6 +91,7 @@ class DreamBank:
             if self.path(index).exists():
                 try:
                     self.read(index)
+                    self.checkpoint(index).unlink(missing_ok=True)  # whoever wrote the batch may have died before
                     continue
                 except ArtifactError as error:
                     log.warning("%s It will be made again.", error)

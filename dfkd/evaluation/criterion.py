@@ -8,14 +8,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from dfkd.models.freezing import frozen
+from dfkd.evaluation.scores import logits_of
 from dfkd.models.input_spec import InputSpec
 from dfkd.procedural import FAMILIES, pictures
 from dfkd.seeding import derive_seed
 
 PICTURES = 512  # of all families in turn
-AT_ONCE = 128
 SPREAD = 1.96  # standard errors on both sides of a mean: 95 %
 
 
@@ -28,7 +28,6 @@ def unseen_pictures(spec: InputSpec, seed: int) -> Tensor:
     return spec.from_pixels(pictures(PICTURES, spec.image_shape, derive_seed(seed, "criterion"), sorted(FAMILIES)))
 
 
-@torch.no_grad()
 def distances(
     networks: Mapping[str, nn.Module], teacher: nn.Module, images: Tensor, device: torch.device
 ) -> dict[str, dict[str, float]]:
@@ -43,10 +42,11 @@ def distances(
     Returns:
         `kl`, `low` and `high` of each. A network that gives no finite numbers is infinitely far away.
     """
-    expected = _log_probabilities(teacher, images, device)
+    pictures_only = TensorDataset(images, torch.zeros(len(images)))
+    expected = logits_of(teacher, pictures_only, device)[0].log_softmax(1)
     found = {}
     for name, network in networks.items():
-        predicted = _log_probabilities(network, images, device)
+        predicted = logits_of(network, pictures_only, device)[0].log_softmax(1)
         each = F.kl_div(predicted, expected, reduction="none", log_target=True).sum(1).double()
         mean, error = each.mean().item(), SPREAD * each.std().item() / len(each) ** 0.5
         finite = mean == mean
@@ -60,11 +60,3 @@ _FAR = dict.fromkeys(("kl", "low", "high"), 1e9)  # JSON has no infinity
 def nearest(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The name with the smallest distance; of equals, the last."""
     return min(reversed(list(found)), key=lambda name: found[name]["kl"])
-
-
-def _log_probabilities(network: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    home = next(network.parameters()).device
-    with frozen(network.to(device)):
-        parts = [network(part.to(device).float()).float().log_softmax(1).cpu() for part in images.split(AT_ONCE)]
-    network.to(home)
-    return torch.cat(parts)

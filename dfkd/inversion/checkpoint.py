@@ -107,7 +107,3 @@ class BatchCheckpoint:
         found: dict[str, Any] = {name: v if name in on_cpu else v.to(device) for name, v in tensors.items()}
         moments = {name.removeprefix("moments."): found.pop(name) for name in tensors if name not in IMAGES}
         return BatchState(**found, **notes, moments=moments)
-
-    def remove(self) -> None:
-        """The batch is done."""
-        self.path.unlink(missing_ok=True)

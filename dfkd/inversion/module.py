@@ -114,7 +114,6 @@ class InversionModule(lightning.LightningModule):
         checkpoint = BatchCheckpoint(self.bank.checkpoint(batch.number), self.checkpoint_seconds)
         made = dream_batch(self.gradient, batch, self.spec, report, self.earlier, checkpoint)
         self.bank.write(batch.number, *made)
-        checkpoint.remove()
 
     def _compiled_batch(self, objective: InversionObjective) -> int | None:
         size = min(self.recipe.batch_size, self.recipe.num_images)

@@ -110,16 +110,16 @@ def channels_last_for_training(model: nn.Module, image: Tensor) -> Iterator[None
 @contextmanager
 def contiguous(model: nn.Module) -> Iterator[None]:
     """Within the context, weights that lie as channels-last lie as usual; for code that flattens them by `view`."""
-    weights = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
-    formats = [torch.channels_last if p.is_contiguous(memory_format=torch.channels_last) else None for p in weights]
+    last = torch.channels_last
+    weights = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous(memory_format=last)]
+    weights = [weight for weight in weights if not weight.is_contiguous()]
     for weight in weights:
         weight.data = weight.data.contiguous()
     try:
         yield
     finally:
-        for weight, memory_format in zip(weights, formats, strict=True):
-            if memory_format is not None:
-                weight.data = weight.data.contiguous(memory_format=memory_format)
+        for weight in weights:
+            weight.data = weight.data.contiguous(memory_format=last)
 
 
 def _layout_of(model: nn.Module) -> Callable[[torch.memory_format], None]:
