@@ -76,7 +76,7 @@ def invert(
         raise ConfigError(
             "clip must be False without mean and std, got True: valid pixels are not known. Or give clip_limit."
         )
-    settings: InversionRecipe = _recipe(InversionRecipe, {"num_images": num_images, **recipe})
+    settings: InversionRecipe = _recipe(InversionRecipe, {"num_images": num_images, **recipe}).fitted(image_shape)
     determined_by = {"teacher": module_identity(teacher, image_shape), "spec": plain(spec), "seed": seed}
     if earlier is not None:
         determined_by["earlier"] = digest((earlier.images, earlier.labels))

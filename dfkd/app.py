@@ -29,11 +29,12 @@ from dfkd.reporting import report
 from dfkd.reporting.result import view
 from dfkd.reporting.run_directory import BUDGET, CONFIG, RESULT, occupied, publish, write_status
 from dfkd.reporting.run_files import log_run, write_run
+from dfkd.reporting.so_far import tell
 from dfkd.stages import Runner
 from dfkd.stopping import stoppable
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment
-from dfkd.tasks.task import Plan, record, run_stages, settings_of
+from dfkd.tasks.task import Plan, parts_of, record, run_stages, settings_of
 from dfkd.training.metrics import Metrics
 
 log = logging.getLogger("dfkd")
@@ -73,11 +74,13 @@ def _run(
     cfg: DictConfig, experiment: Experiment, plan: Plan, metrics: Metrics, run_dir: Path
 ) -> tuple[dict[str, Any] | None, Runner]:
     task = TASKS[cfg.task]
-    for directory in (run_dir / ".next", *([] if (run_dir / RESULT).exists() else [run_dir])):
-        write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))  # beside an earlier result, only when this one is there
+    place = run_dir / ".next" if (run_dir / RESULT).exists() else run_dir  # not beside an earlier result, until it ends
+    for directory in {run_dir / ".next", place}:
+        write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))
     torch.manual_seed(experiment.seed)
     runner = Runner(Store(Path(cfg.store)), experiment.options, metrics)
-    run_stages(plan, runner, cfg.stage)
+    parts = parts_of(plan)
+    run_stages(plan, runner, cfg.stage, lambda part: tell(part, runner.products, parts, experiment.spec, place))
     result = None
     if cfg.stage == task.parts[-1]:
         whatever_seed = make_experiment(with_options(cfg, {"seed": 0}))

@@ -56,7 +56,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         student=_network("student", cfg.student, spec) if cfg.student else _network("model", cfg.model, spec),
         teacher=_teacher(cfg),
         pruning=PruningMethod(partial(prune, **arguments), config.plain(cfg.pruning)),
-        inversion=config.typed(cfg.inversion),
+        inversion=config.typed(cfg.inversion).fitted(spec.image_shape),
         distillation=config.typed(cfg.distillation),
         streaming=config.typed(cfg.streaming),
         rounds=cfg.rounds,

@@ -23,7 +23,7 @@ from dfkd.experiment_config import checked_experiment, with_options
 from dfkd.files import size_text
 from dfkd.stages import Stage
 from dfkd.stages.dreams import Dreaming
-from dfkd.stages.evaluation import Quality, Scoring
+from dfkd.stages.evaluation import Comparison, Quality, Scoring, TeacherScoring
 from dfkd.stages.learning import Learning, LearningFromStream
 from dfkd.stages.networks import load
 from dfkd.stages.teacher import Trained
@@ -48,7 +48,7 @@ class Estimate:
 
 def known_teacher(e: Experiment, plan: Plan, store: Store) -> nn.Module | None:
     """The teacher with its weights, where they are given or in the store; None where it is still to be trained."""
-    product = store.find(plan["teacher"][-1].kind, plan["teacher"][-1].determined_by)
+    product = store.find(plan["teacher"][0].kind, plan["teacher"][0].determined_by)
     if product is not None:
         return load(e.network, product)
     if e.teacher.weights is None:
@@ -93,8 +93,11 @@ def _work(stage: Stage, costs: Costs) -> tuple[str, float]:
                 does += f", {batches} batches of dreams meanwhile"
                 seconds += batches * costs.batch
             return does, seconds
+        case TeacherScoring() | Comparison():
+            tests, reading = _tests(stage)
+            return f"{tests} test images", tests * (costs.image + reading)
         case Scoring():
-            networks = 1 + len(recipe.students)
+            networks = len(recipe.students)
             tests, reading = _tests(stage)
             return f"{networks} networks on {tests} images", networks * tests * (costs.image + reading)
         case Quality():
@@ -112,7 +115,8 @@ def _images(stage: Stage) -> int:
 
 def _tests(stage: Stage) -> tuple[int, float]:
     """How many images networks are scored on, and the seconds that reading one takes."""
-    held_out = stage.inputs["dreams"].recipe.inversion.num_held_out  # type: ignore[union-attr]
+    dreams = stage.inputs.get("dreams")
+    held_out = dreams.recipe.inversion.num_held_out if isinstance(dreams, Stage) else 0  # type: ignore[attr-defined]
     if "images" not in stage.inputs:
         return held_out, 0.0
     tests: Any = stage.inputs["images"].open()  # type: ignore[union-attr]

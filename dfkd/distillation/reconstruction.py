@@ -9,10 +9,12 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dfkd.errors import ModelError
 from dfkd.models.freezing import frozen
@@ -63,12 +65,12 @@ def reconstruct(
     weights = prunable_weights(student)
     with torch.no_grad(), frozen(student, teacher):
         for name in _order(student, list(weights), batches[0]):
-            layer = student.get_submodule(name)
-            if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "padding_mode", "zeros") != "zeros":
-                log.info("Reconstruction leaves %s (%s) as it is.", name, type(layer).__name__)
-                continue
-            observed = _observe(student, teacher, name, layer, batches)
             weight = weights[name]
+            observed = _observe(student, teacher, name, batches)
+            if observed is None:
+                layer = type(student.get_submodule(name)).__name__
+                log.info("Reconstruction leaves %s (%s) as it is: it is no plain product with its weight.", name, layer)
+                continue
             start = weight.unflatten(0, (len(observed.inputs), -1)).flatten(2)
             weight.copy_(solve(start, start != 0, observed).view_as(weight))
 
@@ -129,50 +131,78 @@ class _Seen(Exception):
     """Ends a forward at the layer that is looked at."""
 
 
-def _observe(
-    student: nn.Module, teacher: nn.Module, name: str, layer: nn.Linear | nn.Conv2d, batches: Sequence[Tensor]
-) -> Observed:
-    seen: dict[str, Tensor] = {}
+class _Product(TorchFunctionMode):
+    """Within the context, the linear map or convolution by `weight` is looked at, and ends the forward.
 
-    def see_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen["x"] = inputs[0]
-        raise _Seen
+    What a layer does before is then done: a convolution may pad its input within its own forward.
+    """
 
-    def see_output(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen["y"] = output
-        raise _Seen
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.inputs: dict[str, Any] = {}
+        self.output = torch.zeros(())
 
-    handles = [
-        layer.register_forward_pre_hook(see_input),
-        teacher.get_submodule(name).register_forward_hook(see_output),
-    ]
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (F.linear, F.conv2d):
+            given = {**_CONV2D, **dict(zip(_CONV2D, args, strict=False)), **(kwargs or {})}
+            if given["weight"] is self.weight:
+                self.inputs, self.output = given, function(*args, **(kwargs or {}))
+                raise _Seen
+        return function(*args, **(kwargs or {}))
+
+
+_CONV2D = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+
+
+def _observe(student: nn.Module, teacher: nn.Module, name: str, batches: Sequence[Tensor]) -> Observed | None:
+    """The moments of a layer; None where it does not multiply by its weight."""
     count, inputs, outputs = 0, torch.zeros(()), torch.zeros(())
-    try:
-        for number, images in enumerate(batches):
-            for model in (student, teacher):
-                with contextlib.suppress(_Seen):
-                    model(images)
-            x, y = _rows(layer, seen["x"], seen["y"], derive_seed(0, "positions", number))
-            inputs, outputs = inputs + x @ x.mT, outputs + y @ x.mT
-            count += x.shape[2]
-    finally:
-        for handle in handles:
-            handle.remove()
+    for number, images in enumerate(batches):
+        seen = []
+        for model in (student, teacher):
+            with contextlib.suppress(_Seen), _Product(prunable_weights(model)[name]) as product:
+                model(images)
+            if not product.inputs:
+                return None
+            seen.append(product)
+        x, y = _rows(seen[0].inputs, _without_bias(seen[1]), derive_seed(0, "positions", number))
+        inputs, outputs = inputs + x @ x.mT, outputs + y @ x.mT
+        count += x.shape[2]
     return Observed(inputs / count, outputs / count)
 
 
-def _rows(layer: nn.Linear | nn.Conv2d, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Inputs (groups, D, N) and outputs without bias (groups, rows, N) of a layer at N places."""
-    if isinstance(layer, nn.Linear):
-        y = y if layer.bias is None else y - layer.bias
+def _without_bias(product: _Product) -> Tensor:
+    bias = product.inputs["bias"]
+    if bias is None:
+        return product.output
+    return product.output - (bias[:, None, None] if product.weight.dim() == 4 else bias)
+
+
+def _rows(given: dict[str, Any], y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs (groups, D, N) and outputs (groups, rows, N) of a product at N places, from what it was given."""
+    x, weight = given["input"], given["weight"]
+    if weight.dim() == 2:
         return x.reshape(-1, x.shape[-1]).mT[None], y.reshape(-1, y.shape[-1]).mT[None]
-    y = (y if layer.bias is None else y - layer.bias[:, None, None]).flatten(2)
-    padded = F.pad(x, layer._reversed_padding_repeated_twice)  # also where padding is `same`
-    patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+    y, kernel = y.flatten(2), weight.shape[2:]
+    stride, dilation = (_pair(given[name]) for name in ("stride", "dilation"))
+    padding = [0, 0] if given["padding"] == "valid" else given["padding"]
+    if padding == "same":
+        spare = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
+        around = [spare[1] // 2, spare[1] - spare[1] // 2, spare[0] // 2, spare[0] - spare[0] // 2]
+    else:
+        high, wide = _pair(padding)
+        around = [wide, wide, high, high]
+    patches = F.unfold(F.pad(x, around), tuple(kernel), dilation, 0, stride)
     places = patches.shape[2]
     if places > POSITIONS:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(places, generator=generator)[:POSITIONS].to(x.device)
         patches, y = patches[:, :, chosen], y[:, :, chosen]
-    patches, y = (values.unflatten(1, (layer.groups, -1)).permute(1, 2, 0, 3).flatten(2) for values in (patches, y))
+    patches, y = (values.unflatten(1, (given["groups"], -1)).permute(1, 2, 0, 3).flatten(2) for values in (patches, y))
     return patches, y
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, *rest = value if isinstance(value, Sequence) else (value,)
+    return (first, rest[0] if rest else first)

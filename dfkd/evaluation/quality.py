@@ -38,11 +38,12 @@ def dream_quality(
 
     Returns:
         `teacher_accuracy` and `teacher_confidence`: share of the dreams that the teacher gives their label, and the
-        mean probability it gives it. `class_balance`: entropy of its predictions over all dreams, over ln(classes): 1
-        where every class is as frequent. `diversity`: mean Euclidean distance between the teacher's penultimate
-        features of two dreams; None where its classifier is no linear layer. `statistics_agreement`: share of the
-        dreams on which the teacher predicts the same when it normalises by their own statistics; 1 where they have
-        those of the images that it learned from; None without batch norm, or for a single dream.
+        mean probability it gives it. `class_balance`: entropy of its predictions over all dreams, over the most that it
+        can be, ln(classes) or of fewer dreams ln(dreams): 1 where every class is as frequent. `diversity`: mean
+        Euclidean distance between the teacher's penultimate features of two dreams; None where its classifier is no
+        linear layer. `statistics_agreement`: share of the dreams on which the teacher predicts the same when it
+        normalises by their own statistics; 1 where they have those of the images that it learned from; None without
+        batch norm, or for a single dream.
         `verifier_accuracy`, `verifier_confidence`: accuracy and confidence by the verifier, a network that was trained
         separately (cross-network verification, DI), where there is one.
     """
@@ -52,7 +53,8 @@ def dream_quality(
     quality: dict[str, float | None] = {
         "teacher_accuracy": _accuracy(logits, labels),
         "teacher_confidence": _confidence(logits, labels),
-        "class_balance": -torch.xlogy(shares, shares).sum().item() / math.log(spec.num_classes),
+        "class_balance": -torch.xlogy(shares, shares).sum().item()
+        / math.log(max(2, min(spec.num_classes, len(labels)))),
         "diversity": None if features is None else _mean_distance(features),
         "statistics_agreement": _statistics_agreement(teacher, dreams.images, logits.argmax(1)),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,44 +18,44 @@ Scores = dict[str, float | None]  # each in [0, 1], None where it cannot be know
 
 def score(
     models: dict[str, nn.Module],
+    teacher: nn.Module,
     held_out: Dataset | None,
     test_sets: dict[str, Dataset | None],
     num_classes: int,
     options: TrainerOptions,
-    look: Callable[[str, Tensor, Tensor], None] = lambda name, logits, labels: None,
 ) -> dict[str, Scores]:
-    """The scores of every network, by name; one of them is the `teacher`.
+    """The scores of every network, by name.
 
     They are, under the name of each test set, the accuracy on these real images; and `agreement`, the share of the
     held-out dreams on which the network predicts what the teacher does.
 
     Args:
         models: left as they were.
+        teacher: whom they are to agree with; left as it was.
         held_out: held-out dreams, (image, label); None: no agreement.
         test_sets: real images, (image, label), by name; None: no accuracy.
         num_classes: of the labels.
         options: where to compute.
-        look: given a network's name, its logits (N, classes) on a test set and the labels (N,).
     """
 
-    def right(name: str, model: nn.Module, images: Dataset) -> float:
-        logits, labels = logits_of(model, images, device, options.num_workers)
-        look(name, logits, labels)
-        return accuracy(logits.argmax(1), labels, num_classes)
+    def right(model: nn.Module, images: Dataset) -> float:
+        return accuracy(*predict(model, images, device, options.num_workers), num_classes)
+
+    def alike(model: nn.Module) -> float | None:
+        if held_out is None or expected is None:
+            return None
+        return agreement(predict(model, held_out, device)[0], expected)
 
     device = options.torch_device()
-    predictions: dict[str, Tensor] = {}
+    expected = None if held_out is None else predict(teacher, held_out, device)[0]
     scores: dict[str, Scores] = {}
     with Progress("evaluate", len(models), "networks") as progress:
         for name, model in models.items():
-            if held_out is not None:
-                predictions[name], _ = predict(model, held_out, device)
             scores[name] = {
-                test: None if images is None else right(name, model, images) for test, images in test_sets.items()
+                test: None if images is None else right(model, images) for test, images in test_sets.items()
             }
+            scores[name]["agreement"] = alike(model)
             progress.advance(1)
-    for name in scores:
-        scores[name]["agreement"] = agreement(predictions[name], predictions["teacher"]) if predictions else None
     return scores
 
 

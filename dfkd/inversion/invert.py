@@ -48,6 +48,7 @@ def fill_bank(
         InversionError: a batch's loss was not finite, or a process died; finished batches stay in the bank.
     """
     require_batch_norm(teacher)
+    recipe = recipe.fitted(spec.image_shape)
     bank, options = DreamBank(workplace.directory), workplace.options
     if recipe.feature_history:
         require(options.dream_devices == 1, "trainer.dream_devices", options.dream_devices, ALONE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dfkd.errors import require
 from dfkd.inversion.losses import NORMS, REDUCTIONS
@@ -12,6 +12,7 @@ from dfkd.training.optimizer import SCHEDULES
 
 LABEL_LOSSES = ("cross_entropy", "entropy")
 FEATURE_FORMS = ("norm", "divergence")
+BATCH, LEAST_BATCH = 256, 32  # images
 STARTS = ("noise", "procedural", "dreams")
 
 
@@ -22,7 +23,8 @@ class InversionRecipe:
     Attributes:
         num_images: dreams to train the student on.
         num_held_out: further dreams, in batches of their own, on which it is compared with its teacher. 0: none.
-        batch_size: images optimised together; their joint statistics are matched to the teacher's.
+        batch_size: images optimised together; their joint statistics are matched to the teacher's. 0: 256, and of
+            images above 64 x 64 as many as have no more pixels together, in powers of two, but 32 at least.
         start: what the images are at first: `noise` (DI), `procedural` pictures, or earlier `dreams` of the teacher.
         start_families: families of procedural pictures (`dfkd.procedural`), in turn.
         start_candidates: procedural pictures to choose from, per image: each goes to the label that the teacher sees
@@ -64,7 +66,7 @@ class InversionRecipe:
 
     num_images: int = 1024
     num_held_out: int = 128
-    batch_size: int = 256
+    batch_size: int = 0
     start: str = "procedural"
     start_families: list[str] = field(default_factory=lambda: ["leaves"])
     start_candidates: int = 2
@@ -101,10 +103,11 @@ class InversionRecipe:
         def at_least(option: str, least: float) -> None:
             require(getattr(self, option) >= least, f"inversion.{option}", getattr(self, option), f"{least} or more")
 
-        for option in ("num_images", "batch_size", "iterations", "start_candidates"):
+        for option in ("num_images", "iterations", "start_candidates"):
             at_least(option, 1)
         for option in (
             "num_held_out",
+            "batch_size",
             "feature_history",
             "warmup_iterations",
             "label_weight",
@@ -141,6 +144,12 @@ class InversionRecipe:
     def total_iterations(self) -> int:
         """Steps per batch over both resolutions, without restarts."""
         return self.half_resolution_iterations + self.iterations
+
+    def fitted(self, image_shape: tuple[int, int, int]) -> InversionRecipe:
+        """The same, with a `batch_size` for images of a shape (C, H, W)."""
+        _, height, width = image_shape
+        as_many = (BATCH * 64 * 64 // (height * width)).bit_length() - 1
+        return replace(self, batch_size=self.batch_size or max(LEAST_BATCH, min(BATCH, 1 << max(0, as_many))))
 
     def jitter_at(self, height: int, width: int) -> int:
         """`jitter` for images of a size."""

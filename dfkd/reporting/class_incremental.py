@@ -6,6 +6,7 @@ from typing import Any
 
 from dfkd.reporting.percent import percent
 from dfkd.reporting.record import Record
+from dfkd.reporting.students import all_stages
 from dfkd.training.progress import duration
 
 # Names of the table's rows, in order.
@@ -54,7 +55,7 @@ def summary(result: dict[str, Any]) -> str:
     return (
         f"{classes['new']} new classes beside {classes['old']} old ones, of which {dreams['count']} dreams of "
         f"{dreams['iterations']} iterations remind. Dreaming took {duration(timing['dream'])}, learning "
-        f"{duration(timing['learn'])}, all stages {duration(timing['total'])} on {result['environment']['device']}."
+        f"{duration(timing['learn'])}, {all_stages(result)}."
     )
 
 

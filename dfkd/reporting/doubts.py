@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dfkd.reporting.percent import percent
 from dfkd.reporting.students import CONTROLS, NETWORKS, chosen_of, network_scores
 
 FEW_SEEN = 0.5  # of the dreams as their label
+BELOW = 0.005  # of accuracy, that a student must be below what it should beat: less may be chance
 FEW_AGREE = 0.5  # of the teacher's predictions once it normalises by the dreams' own statistics
 
 
 def doubts(result: dict[str, Any]) -> list[str]:
     """Sentences about dreams that are none, and about a student that is no better than what it is compared with."""
-    found = _of_dreams(result["dreams"])
+    found = doubts_of_dreams(result["dreams"])
     if "choice" in result:
         found += [*_of_choice(result), *_of_controls(result)]
     return found
 
 
-def _of_dreams(dreams: dict[str, Any]) -> list[str]:
+def doubts_of_dreams(dreams: Mapping[str, Any]) -> list[str]:
+    """Those about the dreams: the teacher does not see what they are called, or their statistics are not its own."""
     found = []
     seen = dreams["teacher_accuracy"]
     if seen is not None and seen < FEW_SEEN:
@@ -53,7 +56,7 @@ def _of_controls(result: dict[str, Any]) -> list[str]:
     student = values["recovered" if "recovered" in result else "student"]
     if student is None or kind == "agreement":  # on dreams, who learned from dreams is ahead
         return []
-    better = [name for name in ("pruned", *CONTROLS) if name != "real" and (values[name] or 0.0) > student]
+    better = [name for name in ("pruned", *CONTROLS) if name != "real" and (values[name] or 0.0) - student > BELOW]
     return [
         f"The student ({percent(student)}) is below what it should beat: {NETWORKS[name]} ({percent(values[name])})."
         for name in better

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from dfkd.reporting import class_incremental, students
 from dfkd.reporting.doubts import doubts
 from dfkd.reporting.record import Record
+from dfkd.store import Product
 
 # By task, a module of `result_of`, what the task adds to the result; and, of a result, `table`, `bars`, `summary` and
 # `objective`.
@@ -27,12 +29,10 @@ def build_result(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
     """The content of `result.json`. Accuracies and agreements are in [0, 1], None where they cannot be known.
 
     `sizes` are the bytes of the student's files. `timing` is seconds by part of the run, as measured when the products
-    were made; `reused` names the stages whose products this run found in the store. What else there is depends on the
-    task: see the `result_of` of its view.
+    were made; `seconds_of_this_run` leaves out the stages that are `reused`, whose products this run found in the
+    store. What else there is depends on the task: see the `result_of` of its view.
     """
     products = record.products
-    timing = {part: sum(products[name].seconds for name in names) for part, names in record.parts.items()}
-    timing = {part: round(seconds, 2) for part, seconds in timing.items()}
     result = {
         "experiment": record.experiment,
         "task": record.task,
@@ -49,7 +49,8 @@ def build_result(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
             "quality": dict(record.quality),
         },
         "warnings": list(record.warnings),
-        "timing": timing | {"total": round(sum(timing.values()), 2)},
+        "timing": timing(record.parts, products),
+        "seconds_of_this_run": round(sum(product.seconds for product in products.values() if not product.reused), 2),
         "reused": sorted(name for name, product in products.items() if product.reused),
         "artifacts": {name: f"{product.kind}/{product.key}" for name, product in sorted(products.items())},
         "data": dict(record.data),
@@ -57,6 +58,13 @@ def build_result(record: Record, sizes: dict[str, int]) -> dict[str, Any]:
     }
     result["warnings"] += doubts(result)
     return result
+
+
+def timing(parts: Mapping[str, Sequence[str]], products: Mapping[str, Product]) -> dict[str, float]:
+    """Seconds by part of a run, as far as it has come, and in `total`."""
+    made = {part: [products[name].seconds for name in names if name in products] for part, names in parts.items()}
+    seconds = {part: round(sum(each), 2) for part, each in made.items() if each or not parts[part]}
+    return seconds | {"total": round(sum(seconds.values()), 2)}
 
 
 def environment(device: torch.device) -> dict[str, Any]:

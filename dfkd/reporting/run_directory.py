@@ -25,9 +25,11 @@ RESULT = "result.json"
 CONFIG = "config.yaml"
 STATUS = "status.json"
 BUDGET = "within_seconds.json"
+SO_FAR = "so_far.json"  # what is known before there is a result
+PICTURE = "dreams.png"
 STREAM_PICTURE = "stream.png"
 SECONDS_TO_SETTLE = 10.0
-NOT_IN_EVERY_RESULT = (STREAM_PICTURE,)  # an old one must not stand beside a new result
+NOT_IN_EVERY_RESULT = (STREAM_PICTURE, SO_FAR)  # an old one must not stand beside a new result
 
 
 @contextmanager

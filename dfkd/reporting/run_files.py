@@ -14,7 +14,7 @@ from dfkd.pruning.sparsity import layer_sparsity
 from dfkd.reporting.figures import dream_grid, dreams_over_time, recovery_bars, save_figure
 from dfkd.reporting.record import Record
 from dfkd.reporting.result import build_result, view
-from dfkd.reporting.run_directory import RESULT, STREAM_PICTURE
+from dfkd.reporting.run_directory import PICTURE, RESULT, STREAM_PICTURE
 from dfkd.stages.stage import histories
 from dfkd.training.metrics import NOT_A_METRIC, Metrics, step_of
 
@@ -41,7 +41,7 @@ def write_run(record: Record, directory: Path) -> dict[str, Any]:
         ],
     )
     _write_csv(directory / "metrics.csv", ["stage", "batch", "step", "metric", "value"], _metrics(record))
-    save_figure(dream_grid(record.dreams, record.spec), directory / "dreams.png")
+    save_figure(dream_grid(record.dreams, record.spec), directory / PICTURE)
     if record.streamed:
         save_figure(dreams_over_time(record.streamed, record.spec), directory / STREAM_PICTURE)
     save_figure(recovery_bars(*view(result).bars(result)), directory / "recovery.png")
@@ -51,7 +51,7 @@ def write_run(record: Record, directory: Path) -> dict[str, Any]:
 
 def log_run(result: dict[str, Any], directory: Path, metrics: Metrics) -> None:
     """Send the pictures, the table and the result's numbers to the loggers that take them."""
-    for picture in ("dreams.png", STREAM_PICTURE, "recovery.png"):
+    for picture in (PICTURE, STREAM_PICTURE, "recovery.png"):
         if (directory / picture).exists():
             metrics.image(Path(picture).stem, directory / picture)
     metrics.table("result", *view(result).table(result))

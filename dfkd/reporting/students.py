@@ -121,10 +121,17 @@ def summary(result: dict[str, Any]) -> str:
     line += f". Dreaming took {duration(timing['dream'])}, {learning[0]} {duration(learning[1])}"
     if streamed is not None:
         line += f" ({duration(streamed['seconds'])} of it dreaming)"
-    line += f", all stages {duration(timing['total'])} on {result['environment']['device']}."
+    line += f", {all_stages(result)}."
     if result["recovery"] is not None:
         line += f" Recovered {percent(result['recovery'])} of what pruning lost."
     return line
+
+
+def all_stages(result: dict[str, Any]) -> str:
+    """How long all stages took, and how much of it this run, which may have found some in the store."""
+    total, here = result["timing"]["total"], result["seconds_of_this_run"]
+    of_it = f" ({duration(here)} of it in this run, the rest was in the store)" if total - here >= 1 else ""
+    return f"all stages {duration(total)} on {result['environment']['device']}{of_it}"
 
 
 def objective(result: dict[str, Any]) -> float | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from dfkd.evaluation.quality import compare_with_real, dream_quality
-from dfkd.evaluation.scores import score
+from dfkd.evaluation.scores import accuracy, logits_of, score
 from dfkd.models.cost import multiply_adds, parameters
 from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.sparsity import nonzero_weights, sparsity
@@ -18,6 +18,17 @@ from dfkd.stages.networks import build, load
 from dfkd.stages.new_classes import Shifted
 from dfkd.stages.stage import Inputs, Notes, Recipe
 from dfkd.training.fit import Workplace
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherScoring(Recipe):
+    """How the teacher is scored.
+
+    Attributes:
+        spec: its input and classes.
+    """
+
+    spec: InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,30 +54,47 @@ class Quality(Recipe):
 
     Attributes:
         spec: the teacher's input and classes.
-        extractor: whose features tell dreams from real images, see `dfkd.evaluation.verifier`; None: nobody's.
     """
 
     spec: InputSpec
-    extractor: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Recipe):
+    """How dreams are compared with real images.
+
+    Attributes:
+        spec: the teacher's input and classes.
+        extractor: whose features tell one from the other: `teacher`, `verifier` or `inception`.
+    """
+
+    spec: InputSpec
+    extractor: str
+
+
+def score_teacher(recipe: TeacherScoring, inputs: Inputs, workplace: Workplace) -> Notes:
+    """Accuracy of `teacher` on the test `images`, and whether these seem to be numbered as its classes are."""
+    teacher, images, options = load(inputs["network"], inputs["teacher"]), inputs["images"], workplace.options
+    logits, labels = logits_of(teacher, images.open(), options.torch_device(), options.num_workers)
+    doubtful = doubt(logits, labels, images.data.class_names)
+    right = accuracy(logits.argmax(1), labels, recipe.spec.num_classes)
+    return {"accuracy": right, "warnings": [] if doubtful is None else [doubtful]}
 
 
 def score_students(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Notes:
-    """Accuracy of `teacher` and students on the test `images`, agreement on held-out `dreams`, and what they cost.
+    """Accuracy of the students on the test `images`, agreement on held-out `dreams`, and what they cost.
 
-    `recovered` is the student that was the `choice`, where there was one.
+    The `teacher` stands beside them, with its accuracy from `teacher_scores`. `recovered` is the student that was the
+    `choice`, where there was one.
     """
-    networks = _networks(recipe, inputs)
+    teacher, students = _networks(recipe, inputs)
     tests = {"accuracy": inputs["images"].open() if "images" in inputs else None}
-    spec, dreams = recipe.spec, held_out_set(inputs["dreams"])
-    warnings: list[str] = []
-
-    def look(name: str, logits: Tensor, labels: Tensor) -> None:
-        found = doubt(logits, labels, inputs["images"].data.class_names) if name == "teacher" else None
-        warnings.extend([] if found is None else [found])
-
-    scores = score(networks, dreams, tests, spec.num_classes, workplace.options, look)
-    for name, network in networks.items():
-        gone = 1 - nonzero_weights(network) / nonzero_weights(networks["teacher"]) if recipe.pruned else None
+    spec, held_out = recipe.spec, held_out_set(inputs["dreams"])
+    scores = score(students, teacher, held_out, tests, spec.num_classes, workplace.options)
+    noted = inputs["teacher_scores"].notes if "teacher_scores" in inputs else {"accuracy": None}
+    scores["teacher"] = {"accuracy": noted["accuracy"], "agreement": 1.0}
+    for name, network in {"teacher": teacher, **students}.items():
+        gone = 1 - nonzero_weights(network) / nonzero_weights(teacher) if recipe.pruned else None
         scores[name] |= {
             "sparsity": sparsity(network) if gone is None else gone,
             "parameters": parameters(network),
@@ -74,7 +102,7 @@ def score_students(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Not
         }
     if "choice" in inputs:
         scores["recovered"] = scores[inputs["choice"].notes["chosen"]]
-    return {"scores": scores, "warnings": warnings}
+    return {"scores": scores}
 
 
 def score_classes(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Notes:
@@ -84,28 +112,40 @@ def score_classes(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Note
     new = Shifted(inputs["new"].open(), spec.num_classes)
     tests: dict[str, Dataset | None] = {"old": old, "new": new, "combined": old and ConcatDataset([old, new])}
     classes = spec.num_classes + recipe.new_classes
+    teacher, students = _networks(recipe, inputs)
     held_out = held_out_set(inputs["dreams"])
-    return {"scores": score(_networks(recipe, inputs), held_out, tests, classes, workplace.options)}
+    return {"scores": score({"teacher": teacher, **students}, teacher, held_out, tests, classes, workplace.options)}
 
 
-def _networks(recipe: Scoring, inputs: Inputs) -> dict[str, nn.Module]:
-    teacher = load(inputs["teacher_network"], inputs["teacher"])
-    return {"teacher": teacher} | {name: load(inputs["student_network"], inputs[name]) for name in recipe.students}
+def _networks(recipe: Scoring, inputs: Inputs) -> tuple[nn.Module, dict[str, nn.Module]]:
+    students = {name: load(inputs["student_network"], inputs[name]) for name in recipe.students}
+    return load(inputs["teacher_network"], inputs["teacher"]), students
 
 
 def assess_dreams(recipe: Quality, inputs: Inputs, workplace: Workplace) -> Notes:
-    """What `teacher` and the verifier see in `dreams`; by an extractor's features, how near they are to `images`."""
-    dreams, teacher = all_dreams(inputs["dreams"]), load(inputs["teacher_network"], inputs["teacher"])
-    verifier = None
-    if "verifier_weights" in inputs:
-        verifier = build(inputs["verifier_network"])
-        inputs["verifier_weights"].load(verifier)
-    device = workplace.options.torch_device()
-    notes: Notes = {"without_real_images": dream_quality(dreams, teacher, verifier, recipe.spec, device)}
-    if recipe.extractor is not None:
-        network = {"teacher": teacher, "verifier": verifier, "inception": None}[recipe.extractor]
-        found = compare_with_real(
-            dreams, inputs["images"].open(), network, recipe.spec, device, workplace.options.num_workers
-        )
-        notes["with_real_images"] = {"extractor": recipe.extractor, **found}
-    return notes
+    """What `teacher` and the verifier see in `dreams`."""
+    dreams, device = all_dreams(inputs["dreams"]), workplace.options.torch_device()
+    teacher = load(inputs["teacher_network"], inputs["teacher"])
+    verifier = _verifier(inputs) if "verifier_weights" in inputs else None
+    return {"without_real_images": dream_quality(dreams, teacher, verifier, recipe.spec, device)}
+
+
+def compare_dreams(recipe: Comparison, inputs: Inputs, workplace: Workplace) -> Notes:
+    """How near `dreams` are to the test `images`, by the extractor's features."""
+    options = workplace.options
+    network = None
+    if recipe.extractor == "teacher":
+        network = load(inputs["teacher_network"], inputs["teacher"])
+    elif recipe.extractor == "verifier":
+        network = _verifier(inputs)
+    found = compare_with_real(
+        all_dreams(inputs["dreams"]), inputs["images"].open(), network, recipe.spec, options.torch_device(),
+        options.num_workers,
+    )  # fmt: skip
+    return {"with_real_images": {"extractor": recipe.extractor, **found}}
+
+
+def _verifier(inputs: Inputs) -> nn.Module:
+    verifier = build(inputs["verifier_network"])
+    inputs["verifier_weights"].load(verifier)
+    return verifier

@@ -19,7 +19,7 @@ from dfkd.real_data import Purpose
 from dfkd.stages import Source, Stage
 from dfkd.stages.evaluation import Scoring, score_classes
 from dfkd.stages.new_classes import Extended, NewClasses, learn_new_classes
-from dfkd.tasks.beginning import dream_stage, quality_stage, teacher_stage
+from dfkd.tasks.beginning import comparison, dream_stage, quality_stage, teacher_scores, teacher_stage
 from dfkd.tasks.experiment import Experiment
 from dfkd.tasks.task import Plan, Task
 
@@ -44,6 +44,7 @@ def check(e: Experiment, teacher: nn.Module) -> None:
 def plan(e: Experiment) -> Plan:
     """The stages of an experiment by part."""
     teacher = teacher_stage(e)
+    scored = teacher_scores(e, teacher)
     dreams = dream_stage(e, teacher)
     learned = _learn(e, "learn", teacher, e.incremental, {"dreams": dreams})
     controls = _controls(e, teacher)
@@ -58,11 +59,11 @@ def plan(e: Experiment) -> Plan:
         inputs["old"] = e.images(Purpose.EVALUATION)
     scores = Stage("evaluate", "scores", recipe, score_classes, inputs)
     return {
-        "teacher": [teacher],
-        "dream": [dreams],
+        "teacher": [teacher, *scored],
+        "dream": [dreams, quality_stage(e, teacher, dreams)],
         "learn": [learned],
         "controls": list(controls.values()),
-        "evaluate": [scores, quality_stage(e, teacher, dreams)],
+        "evaluate": [scores, *comparison(e, teacher, dreams)],
     }
 
 

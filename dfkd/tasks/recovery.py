@@ -16,7 +16,7 @@ from dfkd.stages import Source, Stage
 from dfkd.stages.choice import Choice, choose
 from dfkd.stages.learning import Learning, learn_from_dreams
 from dfkd.stages.pruning import Pruning, prune
-from dfkd.tasks.beginning import dream_stage, quality_stage, teacher_stage
+from dfkd.tasks.beginning import comparison, dream_stage, quality_stage, teacher_scores, teacher_stage
 from dfkd.tasks.experiment import Experiment
 from dfkd.tasks.students import (
     CONTROLS,
@@ -48,6 +48,7 @@ def check(e: Experiment, teacher: nn.Module) -> None:
 def plan(e: Experiment) -> Plan:
     """The stages of an experiment by part."""
     teacher = teacher_stage(e)
+    scored = teacher_scores(e, teacher)
     dreams = dream_stage(e, teacher)
     pruned = _prune(e, "prune", teacher, teacher, dreams)
     recover = _recover(e, "recover", teacher, pruned, dreams, on_dreams(e, dreams))
@@ -59,12 +60,12 @@ def plan(e: Experiment) -> Plan:
     choice = _choose(e, teacher, students)
     students |= {name: stages[-1] for name, stages in controls.items()}
     return {
-        "teacher": [teacher],
-        "dream": [dreams],
+        "teacher": [teacher, *scored],
+        "dream": [dreams, quality_stage(e, teacher, dreams)],
         "prune": [pruned],
         "recover": [*recover, batch_norm, choice],
         "controls": [stage for stages in controls.values() for stage in stages],
-        "evaluate": [scores_stage(e, teacher, dreams, students, choice), quality_stage(e, teacher, dreams)],
+        "evaluate": [scores_stage(e, teacher, dreams, students, scored, choice), *comparison(e, teacher, dreams)],
     }
 
 

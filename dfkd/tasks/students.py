@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,12 +86,18 @@ def learning_stage(
 
 
 def scores_stage(
-    e: Experiment, teacher: Stage, dreams: Stage, students: Mapping[str, Stage], choice: Stage | None = None
+    e: Experiment,
+    teacher: Stage,
+    dreams: Stage,
+    students: Mapping[str, Stage],
+    scored: Sequence[Stage],
+    choice: Stage | None = None,
 ) -> Stage:
-    """The scores of teacher and students, these by their name in the result; one of pruned students was chosen."""
+    """The scores of students, by their name in the result, beside `teacher_scores`; one of pruned ones was chosen."""
     recipe = Scoring(spec=e.spec, students=tuple(students), pruned=choice is not None)
     inputs: dict[str, Stage | Source] = {
         "teacher_network": e.network, "student_network": e.student, "teacher": teacher, "dreams": dreams, **students,
+        **{stage.name: stage for stage in scored},
     }  # fmt: skip
     if choice is not None:
         inputs["choice"] = choice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,13 +17,14 @@ from dfkd.stages.dreams import all_dreams
 from dfkd.stages.images import Images
 from dfkd.stages.learning import streamed_dreams
 from dfkd.stages.networks import load
-from dfkd.store import product_key
+from dfkd.store import Product, product_key
 from dfkd.tasks.experiment import Experiment
 from dfkd.training.progress import duration
 
 log = logging.getLogger(__name__)
 
 Plan = dict[str, list[Stage]]
+LOOKS = ("scores", "dream_quality")  # kinds of what is said, and not made
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Task:
         controls: that may be trained beside the student.
         ignored: options that do nothing in this task, as prefixes of their names.
         check: raises what can be known to be wrong with an experiment, given its teacher (`DfkdError`).
-        plan: the stages of an experiment by part; the last stage of a part is what the part is for.
+        plan: the stages of an experiment by part. `teacher` and `dream` begin with what they are named after and then
+            look at it; the other parts end with it.
         facts: what the result tells of an experiment beside its products.
     """
 
@@ -55,8 +57,8 @@ class Task:
         return self.parts[-3]
 
 
-def run_stages(plan: Plan, runner: Runner, last: str) -> None:
-    """Run the stages of a plan, part by part, up to and with the part `last`."""
+def run_stages(plan: Plan, runner: Runner, last: str, ended: Callable[[str], None] = lambda part: None) -> None:
+    """Run the stages of a plan, part by part, up to and with the part `last`; `ended` is told of each that ended."""
     for part, stages in plan.items():
         started = time.monotonic()
         if stages:
@@ -64,6 +66,7 @@ def run_stages(plan: Plan, runner: Runner, last: str) -> None:
         found = [runner.run(stage).reused for stage in stages]
         if stages:
             log.info("%s: %s", part, "found in the store" if all(found) else duration(time.monotonic() - started))
+        ended(part)
         if part == last:
             return
 
@@ -91,11 +94,11 @@ def record(task: Task, experiment: Experiment, plan: Plan, runner: Runner, setti
         settings=settings,
         spec=e.spec,
         facts=task.facts(e),
-        parts={part: [stage.name for stage in stages] for part, stages in plan.items()},
+        parts=parts_of(plan),
         products=products,
         scores=products["evaluate"].notes["scores"],
-        warnings=products["evaluate"].notes.get("warnings", []),
-        quality=products["dream_quality"].notes,
+        warnings=products["teacher_scores"].notes["warnings"] if "teacher_scores" in products else [],
+        quality=_quality(products),
         choice=products["choose"].notes if "choose" in products else {},
         iterations=products["dream"].notes["iterations"],
         dreams=all_dreams(products["dream"]),
@@ -110,6 +113,23 @@ def record(task: Task, experiment: Experiment, plan: Plan, runner: Runner, setti
     )
 
 
+def _quality(products: Mapping[str, Product]) -> dict[str, object]:
+    found = (products[name].notes for name in ("dream_quality", "dream_comparison") if name in products)
+    return {kind: marks for notes in found for kind, marks in notes.items()}
+
+
+def parts_of(plan: Plan) -> dict[str, list[str]]:
+    """Names of the stages by part; whatever looks at teacher, dreams or students belongs to the last one.
+
+    So the seconds of a part are those of the work that it is named after.
+    """
+    parts: dict[str, list[str]] = {part: [] for part in plan}
+    for part, stages in plan.items():
+        for stage in stages:
+            parts["evaluate" if stage.kind in LOOKS else part].append(stage.name)
+    return parts
+
+
 def settings_of(task: Task, plan: Plan) -> dict[str, str]:
     """Digests of all that determines a run's `dreams`, and its `student` and what that is scored on.
 
@@ -118,4 +138,4 @@ def settings_of(task: Task, plan: Plan) -> dict[str, str]:
     inputs = plan["evaluate"][0].inputs.items()
     tests = {name: source.identity() for name, source in inputs if not isinstance(source, Stage)}
     student = product_key("setting", {"student": plan[task.learning][-1].identity(), "tests": tests})
-    return {"student": student, "dreams": plan["dream"][-1].identity()}
+    return {"student": student, "dreams": plan["dream"][0].identity()}

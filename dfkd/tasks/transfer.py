@@ -13,7 +13,7 @@ from dfkd.errors import ConfigError, require
 from dfkd.models.input_spec import check_model
 from dfkd.stages import Stage
 from dfkd.stages.pruning import Fresh, initialise
-from dfkd.tasks.beginning import dream_stage, quality_stage, teacher_stage
+from dfkd.tasks.beginning import comparison, dream_stage, quality_stage, teacher_scores, teacher_stage
 from dfkd.tasks.experiment import Experiment
 from dfkd.tasks.students import (
     CONTROLS,
@@ -52,20 +52,21 @@ def check(e: Experiment, teacher: nn.Module) -> None:
 def plan(e: Experiment) -> Plan:
     """The stages of an experiment by part."""
     teacher = teacher_stage(e)
+    scored = teacher_scores(e, teacher)
     dreams = dream_stage(e, teacher)
     network = replace(e.student, aspects=("inference", "initialisation"))
     fresh = Stage("student", "student", Fresh(seed=e.seed), initialise, {"network": network})
     taught = learning_stage(e, "transfer", (teacher, fresh), on_dreams(e, dreams))
     lessons = control_lessons(e, dreams)
     controls = {name: learning_stage(e, name, (teacher, fresh), lesson) for name, lesson in lessons.items()}
-    scores = scores_stage(e, teacher, dreams, {"student": taught, **controls})
+    scores = scores_stage(e, teacher, dreams, {"student": taught, **controls}, scored)
     return {
-        "teacher": [teacher],
-        "dream": [dreams],
+        "teacher": [teacher, *scored],
+        "dream": [dreams, quality_stage(e, teacher, dreams)],
         "student": [fresh],
         "transfer": [taught],
         "controls": list(controls.values()),
-        "evaluate": [scores, quality_stage(e, teacher, dreams)],
+        "evaluate": [scores, *comparison(e, teacher, dreams)],
     }
 
 

@@ -46,13 +46,27 @@ def test_a_linear_layer_becomes_the_damped_least_squares_answer(bias):
         assert torch.equal(student[0].bias, teacher[0].bias)
 
 
+class PadsItself(nn.Conv2d):
+    """As EfficientNets have it: the input is padded within the layer's own forward."""
+
+    def forward(self, images):
+        return super().forward(F.pad(images, (0, 1, 1, 0)))
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"padding": 1}, {"padding": "same", "dilation": 2}, {"stride": 2, "groups": 4}, {"groups": 8, "bias": False}],
+    ("kind", "options"),
+    [
+        (nn.Conv2d, {"padding": 1}),
+        (nn.Conv2d, {"padding": "same", "dilation": 2}),
+        (nn.Conv2d, {"padding": 1, "padding_mode": "circular"}),
+        (nn.Conv2d, {"stride": 2, "groups": 4}),
+        (nn.Conv2d, {"groups": 8, "bias": False}),
+        (PadsItself, {"stride": 2}),
+    ],
     ids=str,
 )
-def test_a_convolution_of_any_kind_comes_closer_to_the_teachers_than_any_other_weights_near_it(options):
-    teacher, student = one_layer(nn.Conv2d(8, 16, 3, **options))
+def test_a_convolution_of_any_kind_comes_closer_to_the_teachers_than_any_other_weights_near_it(kind, options):
+    teacher, student = one_layer(kind(8, 16, 3, **options))
     images = F.avg_pool2d(torch.randn(16, 8, 12, 12), 3, 1, 1)
 
     @torch.no_grad()

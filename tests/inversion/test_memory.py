@@ -43,6 +43,12 @@ def test_this_machine_has_memory():
     assert free is None or free > 2**20
 
 
+def test_batches_follow_the_image():
+    sizes = [InversionRecipe().fitted((3, side, side)).batch_size for side in (1, 32, 64, 96, 112, 224, 448)]
+    assert sizes == [256, 256, 256, 64, 64, 32, 32]
+    assert InversionRecipe(batch_size=7).fitted((3, 224, 224)).batch_size == 7
+
+
 def test_jitter_follows_the_image(teacher):
     assert [InversionRecipe().jitter_at(side, side) for side in (8, 32, 112, 224)] == [2, 2, 7, 14]
     assert InversionRecipe(jitter=0).jitter_at(224, 224) == 0

@@ -161,7 +161,7 @@ def test_only_teacher_training_evaluation_and_the_control_open_image_files(folde
         "run_dir=run",
     ]
     opened = {stage: count for stage, (count, _) in watched(RECOVERY.parts, folder, tmp_path, options).items()}
-    assert opened == {"teacher": 40, "dream": 0, "prune": 0, "recover": 0, "controls": 40, "evaluate": 10}
+    assert opened == {"teacher": 50, "dream": 0, "prune": 0, "recover": 0, "controls": 40, "evaluate": 10}
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["data"]["opened_for"] == ["evaluation"]  # by the last part, which found the control in the store
 
@@ -175,7 +175,7 @@ def test_new_classes_are_learned_without_an_image_of_the_old(folder, tmp_path):
     ]  # fmt: skip
     opened = watched(CLASS_INCREMENTAL.parts, folder, tmp_path, options)
     new = ["class6", "class7", "class8", "class9"]
-    assert opened["teacher"] == (24, [f"class{label}" for label in range(6)])
+    assert opened["teacher"] == (30, [f"class{label}" for label in range(6)])
     assert opened["dream"] == (0, []) and opened["learn"] == (16, new)
     assert opened["controls"][0] == 40  # for joint training, those of both
     assert opened["evaluate"][0] == 10
