@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -12,13 +13,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from dfkd.distillation.recipe import DistillationRecipe
-from dfkd.distillation.recover import recover_student
+from dfkd.distillation.recover import recover_student, reestimate_on
 from dfkd.dreams import DreamDataModule, Dreams
 from dfkd.errors import ConfigError, require
+from dfkd.evaluation.criterion import distances, nearest, unseen_pictures
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
@@ -32,6 +35,8 @@ from dfkd.stages.stage import plain
 from dfkd.store import Store
 from dfkd.training.data import Stream
 from dfkd.training.fit import TrainerOptions, Workplace
+
+log = logging.getLogger("dfkd")
 
 
 def invert(
@@ -161,9 +166,14 @@ def recover(
     *,
     seed: int = 0,
     accelerator: str = "auto",
+    keep_nearest: bool = True,
     **recipe: Any,
 ) -> list[dict[str, float]]:
     """Bring `student` back towards `teacher`, in place, on dreams; weights that are zero stay zero.
+
+    A training on a few dreams can do harm. So the student as it came, with its batch norm re-estimated alone, and as it
+    was trained are compared with the teacher on procedural pictures that none of them learnt from, and the nearest is
+    what the student then is (`dfkd.evaluation.criterion`); where that is not the trained one, the log says so.
 
     Args:
         student: a network pruned by any tool, in the teacher's shape.
@@ -171,6 +181,7 @@ def recover(
         dreams: from `invert`.
         seed: of everything random.
         accelerator: `auto`, `cpu`, `gpu` or `mps`.
+        keep_nearest: False: the student is the trained one, whatever it is worth.
         recipe: fields of `DistillationRecipe`, for instance `updates=1000`.
 
     Returns:
@@ -188,8 +199,36 @@ def recover(
     require(own == teachers, "the number of the student's classes", own, f"its teacher's, {teachers}")
     data = DreamDataModule(dreams, Stream(settings.batch_size, settings.updates, seed))
     held_out = data.held_out_set() if dreams.num_held_out else None
+    options = TrainerOptions(accelerator=accelerator)
+    candidates = {"as it came": copy.deepcopy(student)} if keep_nearest and settings.updates else {}
     with tempfile.TemporaryDirectory() as temporary:
-        workplace = Workplace(Path(temporary), TrainerOptions(accelerator=accelerator), name="recover")
-        history = recover_student(student, teacher, data, settings, workplace, held_out=held_out)
+        history = recover_student(
+            student, teacher, data, settings, Workplace(Path(temporary), options, name="recover"), held_out=held_out
+        )
     student.eval()
+    if candidates:
+        with torch.random.fork_rng():
+            batch_norm = copy.deepcopy(candidates["as it came"])
+            reestimate_on(batch_norm, teacher, data.first_epoch(), settings, options)
+            candidates |= {"with its batch norm re-estimated alone": batch_norm, "trained": student}
+            _keep_nearest(candidates, teacher, dreams, seed, options)
     return history
+
+
+def _keep_nearest(
+    candidates: dict[str, nn.Module], teacher: nn.Module, dreams: Dreams, seed: int, options: TrainerOptions
+) -> None:
+    """Give the last of the candidates the weights and statistics of the one that is nearest to the teacher."""
+    images = dreams.images.float()
+    lowest, highest = images.amin((0, 2, 3))[:, None, None], images.amax((0, 2, 3))[:, None, None]
+    channels, height, width = images.shape[1:]
+    pictures = unseen_pictures((channels, height, width), lowest, highest, seed)
+    found = distances(candidates, teacher, pictures, options.torch_device())
+    chosen, trained = nearest(found), list(candidates)[-1]
+    if chosen != trained:
+        candidates[trained].load_state_dict(candidates[chosen].state_dict())
+        log.warning(
+            "Training left the student farther from its teacher (KL %.3g on unseen pictures) than it was %s (%.3g), "
+            "which it is again. Raise updates and the number of dreams, or lower learning_rate.",
+            found[trained]["kl"], chosen, found[chosen]["kl"],
+        )  # fmt: skip

@@ -13,8 +13,8 @@ def test_the_plan_of_a_run_names_every_stage_and_knows_what_is_there(finished, t
     assert "still to be trained" in plan and "Memory: about" in plan
     assert not list(tmp_path.glob("runs/*"))
     known = command(["plan", *TINY, "pruning.amount=0.3", f"store={finished}/artifacts"], tmp_path).stdout
-    # the teacher, its dreams, and what is said of them
-    assert known.count("found in the store") == 3 and "still to be trained" not in known
+    # the teacher and its accuracy, its dreams and their quality
+    assert known.count("found in the store") == 4 and "still to be trained" not in known
     wrong = command(["plan", *TINY, "pruning.amount=1"], tmp_path, check=False)
     assert wrong.returncode == 1 and "dfkd: error:" in wrong.stderr and "Traceback" not in wrong.stderr
     other = command(["plan", *TINY, "inversion.iteratons=3"], tmp_path, check=False)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from dfkd.evaluation.scores import logits_of
-from dfkd.models.input_spec import InputSpec
 from dfkd.procedural import FAMILIES, pictures
 from dfkd.seeding import derive_seed
 
@@ -19,13 +18,19 @@ PICTURES = 512  # of all families in turn
 SPREAD = 1.96  # standard errors on both sides of a mean: 95 %
 
 
-def unseen_pictures(spec: InputSpec, seed: int) -> Tensor:
+def unseen_pictures(image_shape: tuple[int, int, int], lowest: Tensor, highest: Tensor, seed: int) -> Tensor:
     """Procedural pictures of all families, (N, C, H, W) in normalised input space, that no student learns from.
 
     A student that learns from dreams comes to agree with its teacher on dreams, more than on real images. Pictures are
     of neither, so that what is gained on them is not learnt by heart.
+
+    Args:
+        image_shape: (C, H, W).
+        lowest, highest: what black and white are in each channel, (C, 1, 1).
+        seed: of the pictures.
     """
-    return spec.from_pixels(pictures(PICTURES, spec.image_shape, derive_seed(seed, "criterion"), sorted(FAMILIES)))
+    pixels = pictures(PICTURES, image_shape, derive_seed(seed, "criterion"), sorted(FAMILIES))
+    return torch.lerp(lowest, highest, pixels)
 
 
 def distances(

@@ -31,7 +31,7 @@ def choose(recipe: Choice, inputs: Inputs, workplace: Workplace) -> Notes:
     """
     teacher = load(inputs["teacher_network"], inputs["teacher"])
     networks = {name: load(inputs["student_network"], inputs[name]) for name in recipe.candidates}
-    images = unseen_pictures(recipe.spec, recipe.seed)
+    images = unseen_pictures(recipe.spec.image_shape, *recipe.spec.valid_range(), recipe.seed)
     found = distances(networks, teacher, images, workplace.options.torch_device())
     chosen = nearest(found)
     save(networks[chosen], workplace.directory)

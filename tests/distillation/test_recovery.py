@@ -116,13 +116,29 @@ def test_recovery_brings_the_student_closer_and_leaves_the_teacher_alone(teacher
     assert not any(module._forward_hooks for module in [*teacher.modules(), *student.modules()])
 
 
+def test_a_recovery_that_does_harm_is_not_kept(teacher, dreams, caplog):
+    pruned = dfkd.prune(teacher, 0.8)
+    harm = {"updates": 20, "batch_size": 16, "accelerator": "cpu", "learning_rate": 0.3}
+    with caplog.at_level("WARNING", logger="dfkd"):
+        kept, left = copy.deepcopy(pruned), copy.deepcopy(pruned)
+        history = dfkd.recover(kept, teacher, dreams, **harm)
+        assert "Training left the student farther from its teacher" in caplog.text
+        caplog.clear()
+        dfkd.recover(left, teacher, dreams, **harm, keep_nearest=False)
+        assert not caplog.text
+    assert history[-1]["update"] == 20
+    assert torch.equal(kept.conv1.weight, pruned.conv1.weight) and not torch.equal(left.conv1.weight, kept.conv1.weight)
+
+
 def test_what_dreams_lack_of_real_images_does_not_get_into_a_student(teacher, dreams):
     poor = dataclasses.replace(dreams, images=0.5 + 2 * dreams.images)
     others = torch.randn(64, 1, 8, 8)
 
     def distance(mode: str) -> float:
         student = copy.deepcopy(teacher)
-        dfkd.recover(student, teacher, poor, batch_norm=mode, updates=40, batch_size=16, accelerator="cpu")
+        dfkd.recover(
+            student, teacher, poor, batch_norm=mode, updates=40, batch_size=16, accelerator="cpu", keep_nearest=False
+        )
         with torch.no_grad():
             return distillation_loss(student(others), teacher(others), 3.0).item()
 
@@ -154,7 +170,7 @@ def test_batch_norm_statistics_move_unless_they_are_frozen(teacher, dreams, mode
     before = student.bn1.running_mean.clone()
     dfkd.recover(
         student, teacher, dreams, updates=3, batch_size=16, batch_norm=mode, reestimate_batch_norm=False,
-        learning_rate=0.001, accelerator="cpu",
+        learning_rate=0.001, accelerator="cpu", keep_nearest=False,
     )  # fmt: skip
     assert torch.equal(student.bn1.running_mean, before) == (mode == "frozen")
 
