@@ -13,8 +13,9 @@ test: .venv/installed  ## the fast tests
 test-slow: .venv/installed  ## real runs on CIFAR-10 (JPEG), where it is at hand
 	$(BIN)/python -m pytest -m slow -s
 
-bench: .venv/installed  ## speed and memory of an inversion step, into benchmarks/results.json and docs/
+bench: .venv/installed  ## speed and memory of an inversion step, and what dreams give back, into benchmarks/ and docs/
 	$(BIN)/python -W ignore benchmarks/inversion_step.py
+	$(BIN)/python -W ignore benchmarks/restored_by_dreams.py
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .
