@@ -20,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from dfkd import config, export, plan, store
+from dfkd import config, plan, store
 from dfkd.budget import options_within
+from dfkd.deployment import export
 from dfkd.errors import DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text

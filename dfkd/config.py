@@ -11,13 +11,16 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.errors import ConfigError, DfkdError
@@ -108,11 +111,7 @@ class Schema:
 
 def register() -> None:
     """Make the schema and the resolvers known to Hydra and OmegaConf."""
-    schema = OmegaConf.structured(Schema)
-    recipes = [schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.incremental]
-    for recipe in (*recipes, schema.trainer):
-        OmegaConf.set_readonly(recipe, False)  # frozen as objects, but still to be composed
-    ConfigStore.instance().store(name="schema", node=schema)
+    ConfigStore.instance().store(name="schema", node=_schema())
     for name, node in named_models().items():
         ConfigStore.instance().store(group="model", name=name, node=node)
     OmegaConf.register_new_resolver("dfkd.run_dir", _run_dir, replace=True)
@@ -120,6 +119,29 @@ def register() -> None:
     OmegaConf.register_new_resolver("dfkd.small_images", _small_images, replace=True)
     OmegaConf.register_new_resolver("dfkd.hash", lambda *, _root_: config_hash(_root_), replace=True)
     OmegaConf.register_new_resolver("dfkd.job_hash", lambda *, _root_: config_hash(_root_, of_all=True), replace=True)
+
+
+def _schema() -> DictConfig:
+    schema = OmegaConf.structured(Schema)
+    recipes = [schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.incremental]
+    for recipe in (*recipes, schema.trainer):
+        OmegaConf.set_readonly(recipe, False)  # frozen as objects, but still to be composed
+    return schema
+
+
+def read(path: Path) -> DictConfig:
+    """The configuration that a run wrote into its directory, with the types that composing had given it.
+
+    Raises:
+        ConfigError: it is none, or has options that this version does not know.
+    """
+    try:
+        written = cast(DictConfig, OmegaConf.load(path))
+        if OmegaConf.is_interpolation(written, "name"):  # of the experiment's file, which only Hydra knew
+            written.name = path.resolve().parent.name
+        return cast(DictConfig, OmegaConf.merge(_schema(), written))
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} must hold a run's configuration, but: {error}") from error
 
 
 def named_models() -> dict[str, dict[str, Any]]:

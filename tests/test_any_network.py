@@ -11,8 +11,8 @@ from networks import SHAPE, SPEC, UNSUPPORTED, built, combinations
 from torch import nn
 
 import dfkd
+from dfkd.deployment import export_onnx, export_pytorch
 from dfkd.errors import DfkdError, ModelError
-from dfkd.export import export_onnx, export_pytorch
 from dfkd.models import InputSpec, batch_norm_layers, torchvision_model
 from dfkd.models.input_spec import check_model
 from dfkd.models.student_file import load_student, save_student
@@ -69,7 +69,7 @@ def test_a_network_of_any_kind_goes_through_the_whole_job(traits, tmp_path):
     save_student(tmp_path / "student.safetensors", student, packed=True)
     load_student(tmp_path / "student.safetensors", again)
     assert torch.equal(again(images), student(images))
-    export_pytorch(student, tmp_path / "student.pt", SHAPE)
+    export_pytorch(student, tmp_path / "student.pt")
     assert torch.load(tmp_path / "student.pt", weights_only=True).keys() == student.state_dict().keys()
     try:
         shrunk = copy.deepcopy(teacher).eval()

@@ -68,7 +68,7 @@ def test_the_dreams_side_does_not_import_real_data(place):
 
 def test_every_folder_of_the_package_is_on_a_known_side():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    both_sides = {"real_data", "evaluation", "reporting", "stages", "tasks"}
+    both_sides = {"deployment", "real_data", "evaluation", "reporting", "stages", "tasks"}
     assert folders == {name for name in DREAM_SIDE if "." not in name} | both_sides
 
 

@@ -1,0 +1,218 @@
+"""`dfkd export RUN`: a recovered student as files that other programs take, each checked against the student itself."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dfkd.api import load_dreams
+from dfkd.deployment.finished import finished_run
+from dfkd.deployment.int8 import costly_layers, quantize_onnx
+from dfkd.deployment.onnx_file import OnnxFile, describe, export_onnx
+from dfkd.errors import ConfigError
+from dfkd.evaluation.controls import noise_images, procedural_images
+from dfkd.evaluation.scores import accuracy, agreement
+from dfkd.files import replacing, write_json
+from dfkd.models.student_file import load_student
+from dfkd.real_data import Purpose
+from dfkd.reporting.percent import percent
+from dfkd.reporting.run_files import STUDENT
+from dfkd.tasks.experiment import Experiment
+
+log = logging.getLogger("dfkd")
+
+CALIBRATION = 256  # images
+TOO_MUCH = 0.01  # of accuracy or agreement, that int8 may cost before layers are named for it
+NAMED = 5
+FILES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "pytorch": "student.pt"}
+CONTROLS = ("noise", "procedural", "real")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to export.
+
+    Attributes:
+        images: dreams that int8 is calibrated on.
+        in_float: layers that int8 leaves in floating point.
+        controls: what int8 is calibrated on beside, to compare: of `CONTROLS`.
+        store: where the run's dreams are; None: where its configuration says.
+    """
+
+    images: int = CALIBRATION
+    in_float: Sequence[str] = ()
+    controls: Sequence[str] = ()
+    store: Path | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A student and what its files are checked with."""
+
+    run: Path
+    student: nn.Module
+    experiment: Experiment
+
+
+def export_pytorch(student: nn.Module, path: Path) -> dict[str, float]:
+    """Write the dense state dict of `student`, for `torch.load(path, weights_only=True)`."""
+    with replacing(path) as temporary:
+        torch.save(student.state_dict(), temporary)
+    return {}
+
+
+def export_int8(of: Exported, source: Path, path: Path, options: Options) -> dict[str, Any]:
+    """Write the int8 form of a student's ONNX file, calibrated on the run's dreams, and say what it costs.
+
+    Returns:
+        `calibration`, its images; by network (`float`, `int8`, and `int8 on ...` for each control) the `agreement` with
+        the student on held-out dreams and the `accuracy` on test images, None where they cannot be known; `in_float`;
+        and where int8 costs more than a point, `costly_layers`: the KL that each brings alone, in nats.
+
+    Raises:
+        ConfigError: the run's dreams are gone.
+        ModelError: onnxruntime cannot quantise the network.
+    """
+    dreams = load_dreams(of.run, options.store)
+    images = dreams.images[: options.images]
+    if len(images) < options.images:
+        log.warning("int8 is calibrated on %d dreams, of %d asked for: there are no more.", len(images), options.images)
+    quantize_onnx(source, path, images, options.in_float)
+    tests, held_out = _test_images(of.experiment), dreams.held_out.images if dreams.num_held_out else None
+    files = {"float": source, "int8": path}
+    controls = {name: path.with_suffix(f".{name}.onnx") for name in options.controls}
+    try:
+        for name, file in controls.items():
+            quantize_onnx(source, file, _control(name, of.experiment, len(images)), options.in_float)
+        scores = _scores({**files, **{f"int8 on {name}": file for name, file in controls.items()}}, held_out, tests)
+    finally:
+        for file in controls.values():
+            file.unlink(missing_ok=True)
+    found = {"calibration": {"dreams": len(images)}, "networks": scores, "in_float": list(options.in_float)}
+    cost = _cost(scores)
+    if cost > TOO_MUCH:
+        found["costly_layers"] = dict(list(costly_layers(source, images).items())[:NAMED])
+        log.warning(
+            "int8 costs %s. The layers that it costs most in: %s. Keep them in floating point: --in-float %s",
+            percent(cost), ", ".join(found["costly_layers"]), " ".join(found["costly_layers"]),
+        )  # fmt: skip
+    return found
+
+
+def _cost(scores: dict[str, dict[str, float | None]]) -> float:
+    for kind in ("accuracy", "agreement"):
+        before, after = scores["float"][kind], scores["int8"][kind]
+        if before is not None and after is not None:
+            return before - after
+    return 0.0
+
+
+def _scores(files: dict[str, Path], held_out: Tensor | None, tests: Dataset | None) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    expected = None if held_out is None else OnnxFile(files["float"])(held_out).argmax(1)
+    for name, file in files.items():
+        network = OnnxFile(file)
+        agrees = None if held_out is None or expected is None else agreement(network(held_out).argmax(1), expected)
+        right = None
+        if tests is not None:
+            logits, labels = network.logits_of(tests)
+            right = accuracy(logits.argmax(1), labels, logits.shape[1])
+        scores[name] = {"agreement": agrees, "accuracy": right}
+    return scores
+
+
+def _test_images(e: Experiment) -> Dataset | None:
+    return None if e.data is None else e.images(Purpose.EVALUATION).open()
+
+
+def _control(name: str, e: Experiment, count: int) -> Tensor:
+    if name == "noise":
+        return noise_images(count, e.spec.image_shape, e.seed).images
+    if name == "procedural":
+        return procedural_images(count, e.spec, e.seed, e.inversion.start_families).images
+    real = e.images(Purpose.REAL_DATA_CONTROL).open()
+    chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(e.seed))[:count]  # type: ignore[arg-type]
+    return torch.stack([real[index][0] for index in chosen.tolist()])
+
+
+def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Options | None = None) -> dict[str, Any]:
+    """Export the student of a finished run into `out`, and write `export.json` there.
+
+    Args:
+        run: the folder of the run.
+        formats: of `FILES`; None: all, but int8 only where the run's dreams are still there.
+        out: the folder of the files.
+        options: for int8.
+
+    Returns:
+        What `export.json` holds: by format, the file, its size in bytes, and what was measured of it.
+
+    Raises:
+        ConfigError: `run` holds no finished run, or int8 is asked for and the run's dreams are gone.
+    """
+    options = options or Options()
+    experiment = finished_run(run)
+    student = load_student(run / STUDENT, experiment.student.build())
+    of = Exported(run, student, experiment)
+    names = None if experiment.data is None else experiment.data.class_names
+    files: dict[str, Any] = {}
+    if formats is None:
+        formats = _possible(run, options.store)
+
+    def note(name: str, measured: dict[str, Any]) -> None:
+        files[name] = {"file": FILES[name], "bytes": (out / FILES[name]).stat().st_size, **measured}
+
+    if "pytorch" in formats:
+        note("pytorch", export_pytorch(student, out / FILES["pytorch"]))
+    if "onnx" in formats or "int8" in formats:
+        measured = export_onnx(student, out / FILES["onnx"], experiment.spec.image_shape)
+        describe(out / FILES["onnx"], experiment.spec, names)
+        note("onnx", measured)
+    if "int8" in formats:
+        measured = export_int8(of, out / FILES["onnx"], out / FILES["int8"], options)
+        describe(out / FILES["int8"], experiment.spec, names)
+        note("int8", measured)
+    write_json(out / "export.json", files)
+    return files
+
+
+def _possible(run: Path, store: Path | None) -> list[str]:
+    try:
+        load_dreams(run, store)
+    except ConfigError as error:
+        log.warning("int8 is left out: %s (--store)", error)
+        return [name for name in FILES if name != "int8"]
+    return list(FILES)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of `dfkd export`."""
+    parser = argparse.ArgumentParser(prog="dfkd export", description="A recovered student as files for deployment.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--format", nargs="+", choices=sorted(FILES), help="default: all")
+    parser.add_argument("--out", type=Path, help="folder to write to (default: RUN)")
+    parser.add_argument(
+        "--images", type=int, default=CALIBRATION, help=f"dreams that int8 is calibrated on (default: {CALIBRATION})"
+    )
+    parser.add_argument("--in-float", nargs="+", default=[], metavar="LAYER", help="layers that int8 leaves in float")
+    parser.add_argument(
+        "--controls", nargs="*", choices=CONTROLS, default=[], help="calibrate int8 on these as well, to compare"
+    )
+    parser.add_argument("--store", type=Path, help="where the run's dreams are (default: as in its configuration)")
+    parsed = parser.parse_args(arguments)
+    if parsed.images < 1:
+        raise ConfigError(f"--images must be 1 or more, got {parsed.images}.")
+    out = parsed.out or parsed.run
+    options = Options(parsed.images, parsed.in_float, parsed.controls, parsed.store)
+    for name, entry in export_run(parsed.run, parsed.format, out, options).items():
+        print(f"{name}: {out / entry['file']}, {entry['bytes']:,} bytes")
+        for network, scores in entry.get("networks", {}).items():
+            print(f"  {network}: accuracy {percent(scores['accuracy'])}, agreement {percent(scores['agreement'])}")

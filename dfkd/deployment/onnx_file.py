@@ -1,0 +1,139 @@
+"""Networks as ONNX files: written and checked by onnxruntime, and run from there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from dfkd.errors import ArtifactError, ConfigError, ModelError
+from dfkd.files import replacing
+from dfkd.models.freezing import frozen
+from dfkd.models.input_spec import InputSpec
+
+ABOUT = "dfkd"  # the key of what a file knows of its input and classes
+BATCH = 64
+
+
+class OnnxFile:
+    """A network in an ONNX file, run by onnxruntime on the CPU.
+
+    Args:
+        path: the file, with `images` (batch, C, H, W) for its input and `logits` (batch, classes) for its output.
+        threads: that a run may use; 0: all.
+
+    Raises:
+        ConfigError: onnxruntime is missing.
+        ArtifactError: onnxruntime cannot run the file.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        onnxruntime = needed("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, ["CPUExecutionProvider"])
+        except OSError:
+            raise
+        except Exception as error:  # onnxruntime's own exceptions share no class
+            raise ArtifactError(f"{path} is no ONNX file that onnxruntime runs ({error}).") from error
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The logits (N, classes) of images (N, C, H, W) in normalised input space."""
+        return torch.from_numpy(self._session.run(["logits"], {"images": images.float().numpy()})[0])
+
+    def logits_of(self, images: Dataset) -> tuple[Tensor, Tensor]:
+        """The logits (N, classes) of every image and the labels (N,)."""
+        loader: DataLoader[Any] = DataLoader(images, batch_size=BATCH)
+        with torch.random.fork_rng():  # which a loader draws from
+            found = [(self(batch), labels) for batch, labels in loader]
+        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
+
+    @property
+    def about(self) -> tuple[InputSpec, list[str] | None]:
+        """Input and classes of the network, and the names of these, None where they are not known.
+
+        Raises:
+            ArtifactError: the file does not say.
+        """
+        try:
+            known = json.loads(self._session.get_modelmeta().custom_metadata_map[ABOUT])
+            spec = InputSpec(
+                tuple(known["image_shape"]), known["num_classes"], tuple(known["mean"]), tuple(known["std"])
+            )
+            return spec, known["class_names"]
+        except (KeyError, ValueError, TypeError, ConfigError) as error:
+            raise ArtifactError(
+                f"The ONNX file does not say what its input and classes are ({error!r}): export it by dfkd export."
+            ) from error
+
+
+def describe(path: Path, spec: InputSpec, class_names: Sequence[str] | None) -> None:
+    """Write into an ONNX file what its input and its classes are."""
+    onnx = needed("onnx")
+    model = onnx.load(str(path))
+    about = json.dumps(asdict(spec) | {"class_names": None if class_names is None else list(class_names)})
+    onnx.helper.set_model_props(model, {ABOUT: about})
+    onnx.save(model, str(path))
+
+
+def needed(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(f"This needs {error.name}: pip install 'dfkd[onnx]'.") from error
+
+
+def export_onnx(student: nn.Module, path: Path, image_shape: tuple[int, int, int]) -> dict[str, float]:
+    """Write `student` as ONNX: `images` (batch, C, H, W) in normalised input space to `logits` (batch, classes).
+
+    The batch may have any size. The file is run by onnxruntime on random images before it takes its place.
+
+    Returns:
+        `largest_difference` to PyTorch's logits, in units of their largest size.
+
+    Raises:
+        ConfigError: a package that this needs is missing.
+        ModelError: the network cannot be exported, or its file gives other logits than it does.
+    """
+    needed("onnxscript")  # by torch.onnx
+    needed("onnxruntime")
+    batches = [torch.randn(size, *image_shape) for size in (2, 5)]
+    with replacing(path) as temporary, torch.no_grad(), frozen(student):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # the exporter reports every step
+                program = torch.onnx.export(
+                    student,
+                    (batches[0],),
+                    dynamo=True,
+                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                    input_names=["images"],
+                    output_names=["logits"],
+                    verbose=False,
+                )
+        except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+            raise ModelError(f"PyTorch cannot export this {type(student).__name__} to ONNX: {error}") from error
+        if program is None:
+            raise ModelError(f"PyTorch exported no ONNX program of this {type(student).__name__}.")
+        program.save(str(temporary))
+        written = OnnxFile(temporary)
+        differences = []
+        for images in batches:
+            expected = student(images)
+            differences.append(((written(images) - expected).abs().max() / expected.abs().max()).item())
+        if not max(differences) < 1e-3:
+            raise ModelError(
+                f"onnxruntime's logits of the exported {type(student).__name__} differ from PyTorch's by "
+                f"{max(differences):.2g} of their size; the file was not kept."
+            )
+    return {"largest_difference": max(differences)}
