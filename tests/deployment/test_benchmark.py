@@ -1,0 +1,39 @@
+"""`dfkd benchmark`: what teacher and student take on this machine."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import command
+
+from dfkd.deployment.benchmark import verdict
+
+
+def test_a_run_is_measured_in_float_and_in_int8(finished):
+    printed = command(["benchmark", "run"], finished).stdout
+    result = json.loads((finished / "run" / "benchmark.json").read_text())
+    (finished / "run" / "benchmark.json").unlink()  # the run is other tests' as well
+    assert set(result["networks"]) == {"teacher", "teacher int8", "student", "student int8"}
+    for name, entry in result["networks"].items():
+        assert name in printed and entry["bytes"] > 1000
+        assert "batch 1, 1 thread" in entry["latency"] and "batch 32, 1 thread" in entry["latency"]
+        for latency in entry["latency"].values():
+            assert 0 < latency["low"] <= latency["median"] <= latency["high"]
+    assert result["networks"]["student int8"]["bytes"] < result["networks"]["student"]["bytes"]
+    assert result["packed_student_bytes"] == (finished / "run" / "student.packed.safetensors").stat().st_size
+    assert result["machine"] in printed.replace("\n", " ") and "Faster than the teacher" in printed
+
+
+def test_a_teacher_that_is_gone_is_named(finished, tmp_path):
+    refused = command(["benchmark", str(finished / "run"), "--store", str(tmp_path)], tmp_path, check=False)
+    assert refused.returncode == 1 and "store must hold dreams/" in refused.stderr
+
+
+def test_the_verdict_tells_what_is_faster_from_what_is_only_smaller():
+    def network(milliseconds: float) -> dict:
+        return {"latency": {"batch 1, 1 thread": {"median": milliseconds}}}
+
+    times = {"teacher": 1.0, "teacher int8": 0.5, "student": 0.95, "student int8": 2.0}
+    said = verdict({"networks": {name: network(time) for name, time in times.items()}})
+    assert "one thread: teacher int8 2.0 times." in said
+    assert "Not faster: student, student int8 (slower: 2.0 times the time)." in said
