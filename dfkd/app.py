@@ -22,7 +22,7 @@ from rich.table import Table
 
 from dfkd import config, plan, store
 from dfkd.budget import options_within
-from dfkd.deployment import benchmark, export
+from dfkd.deployment import benchmark, export, use
 from dfkd.errors import DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text
@@ -144,6 +144,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": plan.main,
     "export": export.main,
     "benchmark": benchmark.main,
+    "predict": use.predict,
+    "evaluate": use.evaluate,
     "store": store.main,
 }
 

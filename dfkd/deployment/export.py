@@ -17,10 +17,12 @@ from dfkd.api import load_dreams
 from dfkd.deployment.finished import finished_run
 from dfkd.deployment.int8 import costly_layers, quantize_onnx
 from dfkd.deployment.onnx_file import OnnxFile, describe, export_onnx
+from dfkd.deployment.use import Ready
 from dfkd.errors import ConfigError
 from dfkd.evaluation.controls import noise_images, procedural_images
 from dfkd.evaluation.scores import accuracy, agreement
 from dfkd.files import replacing, write_json
+from dfkd.models.input_spec import InputSpec
 from dfkd.models.student_file import load_student
 from dfkd.real_data import Purpose
 from dfkd.reporting.percent import percent
@@ -92,7 +94,8 @@ def export_int8(of: Exported, source: Path, path: Path, options: Options) -> dic
     try:
         for name, file in controls.items():
             quantize_onnx(source, file, _control(name, of.experiment, len(images)), options.in_float)
-        scores = _scores({**files, **{f"int8 on {name}": file for name, file in controls.items()}}, held_out, tests)
+        files |= {f"int8 on {name}": file for name, file in controls.items()}
+        scores = _scores(of.experiment.spec, files, held_out, tests)
     finally:
         for file in controls.values():
             file.unlink(missing_ok=True)
@@ -115,17 +118,16 @@ def _cost(scores: dict[str, dict[str, float | None]]) -> float:
     return 0.0
 
 
-def _scores(files: dict[str, Path], held_out: Tensor | None, tests: Dataset | None) -> dict[str, Any]:
-    scores: dict[str, Any] = {}
-    expected = None if held_out is None else OnnxFile(files["float"])(held_out).argmax(1)
-    for name, file in files.items():
-        network = OnnxFile(file)
-        agrees = None if held_out is None or expected is None else agreement(network(held_out).argmax(1), expected)
-        right = None
+def _scores(spec: InputSpec, files: dict[str, Path], held_out: Tensor | None, tests: Dataset | None) -> dict[str, Any]:
+    networks = {name: Ready(OnnxFile(file), spec, None) for name, file in files.items()}
+    expected = None if held_out is None else networks["float"].network(held_out).argmax(1)
+    scores: dict[str, Any] = {name: {"agreement": None, "accuracy": None} for name in networks}
+    for name, student in networks.items():
+        if held_out is not None and expected is not None:
+            scores[name]["agreement"] = agreement(student.network(held_out).argmax(1), expected)
         if tests is not None:
-            logits, labels = network.logits_of(tests)
-            right = accuracy(logits.argmax(1), labels, logits.shape[1])
-        scores[name] = {"agreement": agrees, "accuracy": right}
+            logits, labels = student.logits_of(tests)
+            scores[name]["accuracy"] = accuracy(logits.argmax(1), labels, spec.num_classes)
     return scores
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from dfkd.errors import ArtifactError, ConfigError, ModelError
 from dfkd.files import replacing
@@ -21,7 +20,6 @@ from dfkd.models.freezing import frozen
 from dfkd.models.input_spec import InputSpec
 
 ABOUT = "dfkd"  # the key of what a file knows of its input and classes
-BATCH = 64
 
 
 class OnnxFile:
@@ -51,13 +49,6 @@ class OnnxFile:
     def __call__(self, images: Tensor) -> Tensor:
         """The logits (N, classes) of images (N, C, H, W) in normalised input space."""
         return torch.from_numpy(self._session.run(["logits"], {"images": images.float().numpy()})[0])
-
-    def logits_of(self, images: Dataset) -> tuple[Tensor, Tensor]:
-        """The logits (N, classes) of every image and the labels (N,)."""
-        loader: DataLoader[Any] = DataLoader(images, batch_size=BATCH)
-        with torch.random.fork_rng():  # which a loader draws from
-            found = [(self(batch), labels) for batch, labels in loader]
-        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
 
     @property
     def about(self) -> tuple[InputSpec, list[str] | None]:

@@ -149,14 +149,15 @@ def _warn_of_number_order(names: Sequence[str], only: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def _image_endings() -> set[str]:
+def image_endings() -> set[str]:
+    """How the names of images end, in all formats that PIL opens."""
     endings = Image.registered_extensions()  # which loads all formats
     return {ending for ending, name in endings.items() if name in Image.OPEN}
 
 
 def _images_of(folder: Path, name: str) -> list[str]:
     """Paths within `folder` of the images of a class, sorted; links to folders are followed."""
-    endings = _image_endings()
+    endings = image_endings()
     found: list[str] = []
     other: list[str] = []
     for directory, _, files in os.walk(folder / name, followlinks=True):
