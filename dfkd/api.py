@@ -228,7 +228,7 @@ def _keep_nearest(
     if chosen != trained:
         candidates[trained].load_state_dict(candidates[chosen].state_dict())
         log.warning(
-            "Training left the student farther from its teacher (KL %.3g on unseen pictures) than it was %s (%.3g), "
-            "which it is again. Raise updates and the number of dreams, or lower learning_rate.",
-            found[trained]["kl"], chosen, found[chosen]["kl"],
+            "Training left the student farther from its teacher (%.3g of its answers to unseen pictures) than it was "
+            "%s (%.3g), which it is again. Raise updates and the number of dreams, or lower learning_rate.",
+            found[trained]["distance"], chosen, found[chosen]["distance"],
         )  # fmt: skip

@@ -19,6 +19,8 @@ class DistillationRecipe(OptimizerRecipe):
             then starts as its teacher. 0: it is pruned at once, before; so it is where pruning changes its shape or has
             no amount to rise, where it is reconstructed, in several rounds, and where the student is given.
         updates: as in `OptimizerRecipe`; 0 leaves it with what comes before the distillation.
+        batch_norm_rate: as in `OptimizerRecipe`. Where pruning left little of a channel, its scale has to become
+            small; at the rate of the weights AdamW's steps take a thousand updates for that.
         reconstruct: first solve every pruned layer against the teacher's output (`dfkd.distillation.reconstruct`).
         reestimate_batch_norm: before the first step, set the student's batch-norm statistics to those of the images,
             or with `batch_norm=aligned` to those that they tell of.
@@ -44,6 +46,7 @@ class DistillationRecipe(OptimizerRecipe):
     optimizer: str = "adamw"
     learning_rate: float = 0.001
     warmup_updates: int = 20
+    batch_norm_rate: float | None = 10.0
     reconstruct: bool = False
     reestimate_batch_norm: bool = True
     batch_norm: str = "aligned"

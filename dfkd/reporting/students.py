@@ -129,7 +129,8 @@ def summary(result: dict[str, Any]) -> str:
 
 def all_stages(result: dict[str, Any]) -> str:
     """How long all stages took, and how much of it this run, which may have found some in the store."""
-    total, here = result["timing"]["total"], result["seconds_of_this_run"]
+    total = result["timing"]["total"]
+    here = result.get("seconds_of_this_run", total)  # which the oldest results do not tell
     of_it = f" ({duration(here)} of it in this run, the rest was in the store)" if total - here >= 1 else ""
     return f"all stages {duration(total)} on {result['environment']['device']}{of_it}"
 

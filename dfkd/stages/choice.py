@@ -18,10 +18,12 @@ class Choice(Recipe):
     Attributes:
         spec: the teacher's input and classes.
         candidates: names of the inputs that are products of `student_network`.
+        criterion: what tells how near they are, see `dfkd.evaluation.criterion`.
     """
 
     spec: InputSpec
     candidates: tuple[str, ...]
+    criterion: str = "total variation on procedural pictures"
 
 
 def choose(recipe: Choice, inputs: Inputs, workplace: Workplace) -> Notes:

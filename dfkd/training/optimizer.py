@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import require
 
@@ -31,6 +33,7 @@ class OptimizerRecipe:
         warmup_updates: steps over which the learning rate rises linearly.
         crop_padding: random crops from images padded by so many pixels.
         flip: mirror half of the images.
+        batch_norm_rate: of AdamW, what the learning rate is multiplied by for batch norm's scales and shifts; None: 1.
     """
 
     updates: int = 600
@@ -44,6 +47,7 @@ class OptimizerRecipe:
     warmup_updates: int = 0
     crop_padding: int = 0
     flip: bool = False
+    batch_norm_rate: float | None = None
 
     group = "training"
     least_updates = 1
@@ -57,6 +61,7 @@ class OptimizerRecipe:
         for option in ("weight_decay", "crop_padding", "warmup_updates"):
             check(option, "0 or more", getattr(self, option) >= 0)
         check("learning_rate", "above 0", self.learning_rate > 0)
+        check("batch_norm_rate", "above 0, or null", self.batch_norm_rate is None or self.batch_norm_rate > 0)
         check("momentum", "in [0, 1)", 0 <= self.momentum < 1)
         check("optimizer", f"one of {OPTIMIZERS}", self.optimizer in OPTIMIZERS)
         check("schedule", f"one of {SCHEDULES}", self.schedule in SCHEDULES)
@@ -66,7 +71,7 @@ def make_optimizer(
     model: nn.Module, recipe: OptimizerRecipe
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The optimiser of `model`'s parameters, and its schedule to be stepped after every update."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = parameter_groups(model, recipe)
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
@@ -81,6 +86,19 @@ def make_optimizer(
 
     factor = learning_rate_factor(recipe.schedule, recipe.updates, recipe.warmup_updates)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
+    """The parameters that are trained, those of batch norm apart where AdamW has another learning rate for them."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.batch_norm_rate is None or recipe.optimizer != "adamw":
+        return [{"params": trained}]
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    own = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
+    weights = [parameter for parameter in trained if id(parameter) not in own]
+    scales = [parameter for parameter in trained if id(parameter) in own]
+    rate = recipe.learning_rate * recipe.batch_norm_rate
+    return [*([{"params": weights}] if weights else []), *([{"params": scales, "lr": rate}] if scales else [])]
 
 
 def learning_rate_factor(schedule: str, steps: int, warmup: int = 0) -> Callable[[int], float]:

@@ -24,6 +24,7 @@ from dfkd.pruning import prune_by_global_magnitude, prune_filters, sparsity
 from dfkd.stages.stage import plain
 from dfkd.training.data import Stream
 from dfkd.training.fit import TrainerOptions, Workplace
+from dfkd.training.optimizer import parameter_groups
 
 CPU = TrainerOptions(accelerator="cpu")
 
@@ -118,7 +119,7 @@ def test_recovery_brings_the_student_closer_and_leaves_the_teacher_alone(teacher
 
 def test_a_recovery_that_does_harm_is_not_kept(teacher, dreams, caplog):
     pruned = dfkd.prune(teacher, 0.8)
-    harm = {"updates": 20, "batch_size": 16, "accelerator": "cpu", "learning_rate": 0.3}
+    harm = {"updates": 20, "batch_size": 16, "accelerator": "cpu", "learning_rate": 3.0}
     with caplog.at_level("WARNING", logger="dfkd"):
         kept, left = copy.deepcopy(pruned), copy.deepcopy(pruned)
         history = dfkd.recover(kept, teacher, dreams, **harm)
@@ -395,3 +396,17 @@ def test_a_pruning_that_flattens_weights_by_view_works_while_the_student_learns(
     for weight in (p for p in student.parameters() if p.dim() == 4):
         half = int(weight.numel() / 2)
         assert weight.is_contiguous() and (weight.view(-1)[:half] == 0).all() and (weight.view(-1)[half:] != 0).any()
+
+
+def test_scales_of_batch_norm_learn_faster_with_adamw_alone(teacher):
+    for optimizer, changes, expected in (
+        ("adamw", {}, {0.001, 0.01}),
+        ("adamw", {"batch_norm_rate": None}, {0.001}),
+        ("sgd", {}, {0.001}),
+    ):
+        settings = recipe(optimizer=optimizer, learning_rate=0.001, **changes)
+        groups = parameter_groups(teacher, settings)
+        assert {group.get("lr", 0.001) for group in groups} == expected
+        assert sum(len(group["params"]) for group in groups) == len(list(teacher.parameters()))
+    with pytest.raises(ConfigError, match="distillation.batch_norm_rate must be above 0, or null"):
+        recipe(batch_norm_rate=0.0)

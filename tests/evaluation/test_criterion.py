@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from dfkd.evaluation.criterion import distances, nearest, unseen_pictures
 from dfkd.pruning import prune_by_global_magnitude
@@ -17,8 +18,8 @@ def test_the_more_is_pruned_the_farther_and_the_teacher_itself_is_at_no_distance
         prune_by_global_magnitude(student, amount)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     found = distances(students, teacher, unseen_pictures(spec.image_shape, *spec.valid_range(), 0), torch.device("cpu"))
-    assert found["90%"]["kl"] > found["50%"]["kl"] > found["0%"]["kl"] == pytest.approx(0, abs=1e-9)
-    assert all(each["low"] <= each["kl"] <= each["high"] for each in found.values())
+    assert found["90%"]["distance"] > found["50%"]["distance"] > found["0%"]["distance"] == pytest.approx(0, abs=1e-6)
+    assert all(each["low"] <= each["distance"] <= each["high"] for each in found.values())
     assert nearest(found) == "0%"
     assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in before.items())
 
@@ -36,8 +37,26 @@ def test_a_student_without_finite_numbers_is_never_chosen(teacher, spec):
     assert nearest(found) == "pruned"
 
 
+def test_answers_that_are_sure_and_wrong_weigh_as_much_as_others_that_are_wrong():
+    class Says(nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor(logits))
+
+        def forward(self, images):
+            return self.logits.expand(len(images), -1)
+
+    networks = {"sure": Says([30.0, 0.0]), "surer": Says([3000.0, 0.0]), "alike": Says([0.0, 30.0])}
+    found = distances(networks, Says([0.0, 30.0]), torch.zeros(4, 1, 2, 2), torch.device("cpu"))
+    assert found["sure"]["distance"] == pytest.approx(found["surer"]["distance"]) == pytest.approx(1)
+    assert found["alike"]["distance"] == pytest.approx(0)
+
+
 def test_of_equals_the_one_that_learned_is_chosen():
-    assert nearest({"pruned": {"kl": 0.5}, "batchnorm": {"kl": 0.2}, "distilled": {"kl": 0.2}}) == "distilled"
+    assert (
+        nearest({"pruned": {"distance": 0.5}, "batchnorm": {"distance": 0.2}, "distilled": {"distance": 0.2}})
+        == "distilled"
+    )
 
 
 def test_pictures_are_of_the_seed_and_in_the_networks_range(spec):
