@@ -310,6 +310,7 @@ def test_a_run_that_stops_early_leaves_what_it_knows(tmp_path):
 
     command([*TINY, "run_dir=run"], tmp_path)
     result = result_of(tmp_path)
+    command([*TINY, "run_dir=run"], tmp_path)
     assert not (tmp_path / "run" / "so_far.json").exists()
     assert result["teacher"]["accuracy"] == known["teacher"]["accuracy"]
     for name in ("iterations", "teacher_accuracy", "quality"):

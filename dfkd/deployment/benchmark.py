@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import platform
 import statistics
@@ -34,8 +33,6 @@ from dfkd.reporting.run_files import PACKED_STUDENT, STUDENT
 from dfkd.stages.networks import load
 from dfkd.store import Store
 from dfkd.tasks.experiment import Experiment
-
-log = logging.getLogger("dfkd")
 
 BATCHES = (1, 32)
 REPEATS = 21

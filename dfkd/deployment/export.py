@@ -55,15 +55,6 @@ class Options:
     store: Path | None = None
 
 
-@dataclass(frozen=True)
-class Exported:
-    """A student and what its files are checked with."""
-
-    run: Path
-    student: nn.Module
-    experiment: Experiment
-
-
 def export_pytorch(student: nn.Module, path: Path) -> dict[str, float]:
     """Write the dense state dict of `student`, for `torch.load(path, weights_only=True)`."""
     with replacing(path) as temporary:
@@ -71,8 +62,8 @@ def export_pytorch(student: nn.Module, path: Path) -> dict[str, float]:
     return {}
 
 
-def export_int8(of: Exported, source: Path, path: Path, options: Options) -> dict[str, Any]:
-    """Write the int8 form of a student's ONNX file, calibrated on the run's dreams, and say what it costs.
+def export_int8(run: Path, e: Experiment, source: Path, path: Path, options: Options) -> dict[str, Any]:
+    """Write the int8 form of the ONNX file of a run's student, calibrated on the run's dreams, and say what it costs.
 
     Returns:
         `calibration`, its images; by network (`float`, `int8`, and `int8 on ...` for each control) the `agreement` with
@@ -83,19 +74,19 @@ def export_int8(of: Exported, source: Path, path: Path, options: Options) -> dic
         ConfigError: the run's dreams are gone.
         ModelError: onnxruntime cannot quantise the network.
     """
-    dreams = load_dreams(of.run, options.store)
+    dreams = load_dreams(run, options.store)
     images = dreams.images[: options.images]
     if len(images) < options.images:
         log.warning("int8 is calibrated on %d dreams, of %d asked for: there are no more.", len(images), options.images)
     quantize_onnx(source, path, images, options.in_float)
-    tests, held_out = _test_images(of.experiment), dreams.held_out.images if dreams.num_held_out else None
+    tests, held_out = _test_images(e), dreams.held_out.images if dreams.num_held_out else None
     files = {"float": source, "int8": path}
     controls = {name: path.with_suffix(f".{name}.onnx") for name in options.controls}
     try:
         for name, file in controls.items():
-            quantize_onnx(source, file, _control(name, of.experiment, len(images)), options.in_float)
+            quantize_onnx(source, file, _control(name, e, len(images)), options.in_float)
         files |= {f"int8 on {name}": file for name, file in controls.items()}
-        scores = _scores(of.experiment.spec, files, held_out, tests)
+        scores = _scores(e.spec, files, held_out, tests)
     finally:
         for file in controls.values():
             file.unlink(missing_ok=True)
@@ -163,7 +154,6 @@ def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Opt
     options = options or Options()
     experiment = finished_run(run)
     student = load_student(run / STUDENT, experiment.student.build())
-    of = Exported(run, student, experiment)
     names = None if experiment.data is None else experiment.data.class_names
     files: dict[str, Any] = {}
     if formats is None:
@@ -179,7 +169,7 @@ def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Opt
         describe(out / FILES["onnx"], experiment.spec, names)
         note("onnx", measured)
     if "int8" in formats:
-        measured = export_int8(of, out / FILES["onnx"], out / FILES["int8"], options)
+        measured = export_int8(run, experiment, out / FILES["onnx"], out / FILES["int8"], options)
         describe(out / FILES["int8"], experiment.spec, names)
         note("int8", measured)
     write_json(out / "export.json", files)

@@ -75,10 +75,12 @@ def describe(path: Path, spec: InputSpec, class_names: Sequence[str] | None) -> 
     model = onnx.load(str(path))
     about = json.dumps(asdict(spec) | {"class_names": None if class_names is None else list(class_names)})
     onnx.helper.set_model_props(model, {ABOUT: about})
-    onnx.save(model, str(path))
+    with replacing(path) as temporary:
+        onnx.save(model, str(temporary))
 
 
 def needed(package: str) -> Any:
+    """A package of the extra `onnx` (`ConfigError` where it is not installed)."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

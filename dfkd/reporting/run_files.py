@@ -14,7 +14,7 @@ from dfkd.pruning.sparsity import layer_sparsity
 from dfkd.reporting.figures import dream_grid, dreams_over_time, recovery_bars, save_figure
 from dfkd.reporting.record import Record
 from dfkd.reporting.result import build_result, view
-from dfkd.reporting.run_directory import PICTURE, RESULT, STREAM_PICTURE
+from dfkd.reporting.run_directory import PICTURE, RESULT, SO_FAR, STREAM_PICTURE
 from dfkd.stages.stage import histories
 from dfkd.training.metrics import NOT_A_METRIC, Metrics, step_of
 
@@ -46,6 +46,7 @@ def write_run(record: Record, directory: Path) -> dict[str, Any]:
         save_figure(dreams_over_time(record.streamed, record.spec), directory / STREAM_PICTURE)
     save_figure(recovery_bars(*view(result).bars(result)), directory / "recovery.png")
     write_json(directory / RESULT, result)
+    (directory / SO_FAR).unlink(missing_ok=True)
     return result
 
 
