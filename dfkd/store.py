@@ -30,7 +30,7 @@ from dfkd.files import file_checksum, size_text, write_json, write_text
 log = logging.getLogger(__name__)
 
 # Raised when a change of the code makes old products wrong for their key. It is part of every key.
-VERSION = 3
+VERSION = 4
 MANIFEST = "artifact.json"
 TOLD = ".older-products-told"
 

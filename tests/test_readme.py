@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands compose, its tables are those of real runs, its map names what is there."""
+"""README and documents keep their word: commands compose, tables are those of real runs, links name what is there."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from inversion_step import table
 from recovery_against_time import page
 
 from dfkd import config
+from dfkd.app import COMMANDS as SUBCOMMANDS
 from dfkd.reporting.report import write_report
 from dfkd.reporting.result import view
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
-COMMANDS = [line.split("#")[0].strip() for line in SHELL.splitlines() if line.startswith("dfkd ")]
-LINKED = {ROOT / name for name in re.findall(r"\[result\.json\]\((\S+?)\)", README)}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)).replace("\\\n", " ")
+LINES = [line.split("#")[0].strip() for line in SHELL.splitlines() if line.startswith("dfkd ")]
+COMMANDS = sorted(line for line in LINES if line.split()[1] not in SUBCOMMANDS)
+LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))]
+LINKED = {(page.parent / link).resolve() for page, link in LINKS if link.endswith("result.json")}
 RESULTS = sorted(LINKED | set((ROOT / "docs" / "results").glob("*.json")))
 STUDIES = sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())
 
@@ -45,22 +50,52 @@ def test_every_make_target_exists():
 def test_every_table_is_that_of_a_recorded_result(path):
     result = json.loads(path.read_text())
     for row in view(result).table(result)[1]:
-        assert "| " + " | ".join(row) + " |" in README
-    assert view(result).summary(result) in README.replace("\n", " ")
+        assert "| " + " | ".join(row) + " |" in TEXT
+    assert view(result).summary(result) in TEXT.replace("\n", " ")
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 def test_every_report_is_that_of_the_recorded_runs(study, tmp_path):
     tables = re.findall(r"(?:^\|.*\n)+", write_report([study], tmp_path), re.MULTILINE)
-    assert len(tables) == 2 and all(table in README for table in tables)  # of the students, and of their dreams
+    assert len(tables) == 2 and all(table in TEXT for table in tables)  # of the students, and of their dreams
 
 
-def test_the_map_and_the_pictures_name_what_is_there():
-    code_map = README.split("## Map of the code")[1].split("```")[1]
+def test_every_other_command_is_one():
+    others = {line.split()[1] for line in LINES} & set(SUBCOMMANDS)
+    assert others >= {"export", "benchmark", "evaluate", "report"}
+
+
+def test_the_map_names_what_is_there():
+    code_map = TEXT.split("## Map of the code")[1].split("```")[1]
     for name in re.findall(r"^(\S+)", code_map, re.MULTILINE):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for link in (link for where, link in LINKS if where == page and not link.startswith("http")):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 1200 and len(README.encode()) <= 9 * 1024
+
+
+def test_the_readmes_results_are_those_of_their_runs():
+    rows = [row for row in README.splitlines() if "](docs/results/" in row and row.startswith("|")]
+    assert 4 <= len(rows) <= 8
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        run = json.loads((ROOT / re.findall(r"\]\((docs/results/[^)]+)\)", row)[0] / "result.json").read_text())
+        assert len(cells) <= 7
+        expected = [run["recovered"]["sparsity"], run["teacher"]["accuracy"], run["pruned"]["accuracy"],
+                    run["controls"]["batchnorm"], run["recovered"]["accuracy"]]  # fmt: skip
+        assert cells[1:6] == [f"{100 * value:.1f}" for value in expected]
 
 
 def test_recovery_against_time_is_that_of_the_recorded_points():
@@ -74,14 +109,14 @@ def test_recovery_against_time_is_that_of_the_recorded_points():
         ("paper", "`cifar10_paper`", "2000"),
     ):
         row = [name, iterations, tests[setting, iterations, "75%"], tests[setting, iterations, "90%"]]
-        assert f"| {' | '.join(row)} |" in README
+        assert f"| {' | '.join(row)} |" in TEXT
 
 
 def test_the_benchmark_pages_are_those_of_the_recorded_results():
     results = json.loads((ROOT / "benchmarks" / "results.json").read_text())
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert page == table(results)
-    speed = README.split("## The inversion engine")[1].split("\n## ")[0]
+    speed = TEXT.split("## The inversion engine")[1].split("\n## ")[0]
     rows = [line for line in speed.splitlines() if line.startswith("| ")]
     assert len(rows) >= 6 and all(row in page for row in rows)
     sentences = [line for line in page.splitlines() if line.startswith(("resnet20 at batch 256", "Peak memory"))]
