@@ -72,7 +72,7 @@ class InversionRecipe:
     start_candidates: int = 2
     iterations: int = 10
     half_resolution_iterations: int = 0
-    restarts: int = 5
+    restarts: int = 8
     label_share: float = 0.95
     learning_rate: float = 0.1
     schedule: str = "cosine"
