@@ -10,7 +10,7 @@ from dfkd.tasks.experiment import Experiment
 
 log = logging.getLogger(__name__)
 
-# The share of dreaming. The runs with ResNet-20 that docs/results.md reports spent 8 to 19 % so; shares were not compared.
+# The share of dreaming. ResNet-20's runs in docs/results.md spent 8 to 19 % so; shares were not compared.
 SHARE = 1 / 6
 LEAST_UPDATES = 20
 
