@@ -82,6 +82,13 @@ def test_every_link_leads_somewhere(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
+def test_the_table_of_int8_is_that_of_the_recorded_exports():
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    for row in json.loads((ROOT / "benchmarks" / "int8.json").read_text())["rows"]:
+        found = [row["networks"][name]["accuracy"] for name in ("float", "int8", "int8 on real", "int8 on noise")]
+        assert f"| {row['sparsity']} | " + " | ".join(f"{100 * value:.1f}" for value in found) + " |" in page
+
+
 def test_the_readme_is_short():
     assert len(README.split()) <= 1200 and len(README.encode()) <= 9 * 1024
 
