@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 import logging
-import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from dfkd.distillation.recipe import DistillationRecipe
@@ -29,7 +26,7 @@ from dfkd.models.input_spec import InputSpec, count_classes
 from dfkd.models.probe import digest, module_identity
 from dfkd.pruning import prune_by_global_magnitude
 from dfkd.pruning.sparsity import prunable_weights
-from dfkd.reporting.run_directory import CONFIG, RESULT
+from dfkd.reporting.run_directory import product_of
 from dfkd.stages.dreams import all_dreams, bank_notes
 from dfkd.stages.stage import plain
 from dfkd.store import Store
@@ -109,15 +106,7 @@ def load_dreams(run: str | Path, store: str | Path | None = None) -> Dreams:
     Raises:
         ConfigError: there is no finished run, or its dreams are not in the store.
     """
-    result, config = Path(run) / RESULT, Path(run) / CONFIG
-    if not result.is_file() or not config.is_file():
-        raise ConfigError(f"run must be the directory of a finished run, got {run}: it has no {RESULT} or no {CONFIG}.")
-    identity = str(json.loads(result.read_text(encoding="utf-8"))["artifacts"]["dream"])
-    place = Path(store or str(OmegaConf.load(config).store))
-    found = Store(place).named(identity) if re.fullmatch(r"dreams/[0-9a-f]+", identity) else None
-    if found is None:
-        raise ConfigError(f"store must hold {identity}, the dreams of {run}, got {place}. Give the store's folder.")
-    return all_dreams(found)
+    return all_dreams(product_of(Path(run), "dream", None if store is None else Path(store)))
 
 
 def _recipe(kind: type, options: dict[str, Any]) -> Any:

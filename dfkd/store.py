@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -113,6 +114,8 @@ class Store:
 
     def named(self, identity: str) -> Product | None:
         """The product `kind/key`, as results name them, if it is there and whole."""
+        if re.fullmatch(r"\w+/[0-9a-f]+", identity) is None:  # a name from a file never becomes a path elsewhere
+            return None
         kind, _, key = identity.partition("/")
         try:
             return _read(kind, key, self.root / identity)

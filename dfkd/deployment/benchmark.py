@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -17,22 +16,17 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from dfkd import config
 from dfkd.api import load_dreams
 from dfkd.deployment.export import CALIBRATION
 from dfkd.deployment.finished import finished_run
 from dfkd.deployment.int8 import quantize_onnx
 from dfkd.deployment.onnx_file import OnnxFile, export_onnx
-from dfkd.errors import ConfigError
 from dfkd.files import write_json
 from dfkd.models.student_file import load_student
-from dfkd.reporting.run_directory import CONFIG, RESULT
+from dfkd.reporting.run_directory import product_of
 from dfkd.reporting.run_files import PACKED_STUDENT, STUDENT
 from dfkd.stages.networks import load
-from dfkd.store import Store
-from dfkd.tasks.experiment import Experiment
 
 BATCHES = (1, 32)
 REPEATS = 21
@@ -92,7 +86,8 @@ def benchmark_run(run: Path, store: Path | None = None) -> dict[str, Any]:
     """
     e = finished_run(run)
     images = load_dreams(run, store).images[:CALIBRATION]
-    networks = {"teacher": _teacher(run, e, store), "student": load_student(run / STUDENT, e.student.build())}
+    teacher = load(e.network, product_of(run, "teacher", store))
+    networks = {"teacher": teacher, "student": load_student(run / STUDENT, e.student.build())}
     with tempfile.TemporaryDirectory() as place:
         files = {}
         for name, network in networks.items():
@@ -110,15 +105,6 @@ def benchmark_run(run: Path, store: Path | None = None) -> dict[str, Any]:
 
 def _key(batch: int, threads: int) -> str:
     return f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _teacher(run: Path, e: Experiment, store: Path | None) -> nn.Module:
-    identity = json.loads((run / RESULT).read_text(encoding="utf-8"))["artifacts"]["teacher"]
-    place = store or Path(config.read(run / CONFIG).store)
-    product = Store(place).named(identity)
-    if product is None:
-        raise ConfigError(f"store must hold {identity}, the teacher of {run}, got {place}. Give its folder: --store.")
-    return load(e.network, product)
 
 
 def machine() -> str:

@@ -17,12 +17,11 @@ from dfkd.api import load_dreams
 from dfkd.deployment.finished import finished_run
 from dfkd.deployment.int8 import costly_layers, quantize_onnx
 from dfkd.deployment.onnx_file import OnnxFile, describe, export_onnx
-from dfkd.deployment.use import Ready
+from dfkd.dreams import Dreams
 from dfkd.errors import ConfigError
 from dfkd.evaluation.controls import noise_images, procedural_images
-from dfkd.evaluation.scores import accuracy, agreement
+from dfkd.evaluation.scores import accuracy, agreement, answers
 from dfkd.files import replacing, write_json
-from dfkd.models.input_spec import InputSpec
 from dfkd.models.student_file import load_student
 from dfkd.real_data import Purpose
 from dfkd.reporting.percent import percent
@@ -55,14 +54,13 @@ class Options:
     store: Path | None = None
 
 
-def export_pytorch(student: nn.Module, path: Path) -> dict[str, float]:
+def export_pytorch(student: nn.Module, path: Path) -> None:
     """Write the dense state dict of `student`, for `torch.load(path, weights_only=True)`."""
     with replacing(path) as temporary:
         torch.save(student.state_dict(), temporary)
-    return {}
 
 
-def export_int8(run: Path, e: Experiment, source: Path, path: Path, options: Options) -> dict[str, Any]:
+def export_int8(e: Experiment, dreams: Dreams, source: Path, path: Path, options: Options) -> dict[str, Any]:
     """Write the int8 form of the ONNX file of a run's student, calibrated on the run's dreams, and say what it costs.
 
     Returns:
@@ -71,10 +69,8 @@ def export_int8(run: Path, e: Experiment, source: Path, path: Path, options: Opt
         and where int8 costs more than a point, `costly_layers`: the KL that each brings alone, in nats.
 
     Raises:
-        ConfigError: the run's dreams are gone.
         ModelError: onnxruntime cannot quantise the network.
     """
-    dreams = load_dreams(run, options.store)
     images = dreams.images[: options.images]
     if len(images) < options.images:
         log.warning("int8 is calibrated on %d dreams, of %d asked for: there are no more.", len(images), options.images)
@@ -86,7 +82,7 @@ def export_int8(run: Path, e: Experiment, source: Path, path: Path, options: Opt
         for name, file in controls.items():
             quantize_onnx(source, file, _control(name, e, len(images)), options.in_float)
         files |= {f"int8 on {name}": file for name, file in controls.items()}
-        scores = _scores(e.spec, files, held_out, tests)
+        scores = _scores(e.spec.num_classes, files, held_out, tests)
     finally:
         for file in controls.values():
             file.unlink(missing_ok=True)
@@ -109,16 +105,16 @@ def _cost(scores: dict[str, dict[str, float | None]]) -> float:
     return 0.0
 
 
-def _scores(spec: InputSpec, files: dict[str, Path], held_out: Tensor | None, tests: Dataset | None) -> dict[str, Any]:
-    networks = {name: Ready(OnnxFile(file), spec, None) for name, file in files.items()}
-    expected = None if held_out is None else networks["float"].network(held_out).argmax(1)
+def _scores(classes: int, files: dict[str, Path], held_out: Tensor | None, tests: Dataset | None) -> dict[str, Any]:
+    networks = {name: OnnxFile(file) for name, file in files.items()}
+    expected = None if held_out is None else networks["float"](held_out).argmax(1)
     scores: dict[str, Any] = {name: {"agreement": None, "accuracy": None} for name in networks}
-    for name, student in networks.items():
+    for name, network in networks.items():
         if held_out is not None and expected is not None:
-            scores[name]["agreement"] = agreement(student.network(held_out).argmax(1), expected)
+            scores[name]["agreement"] = agreement(network(held_out).argmax(1), expected)
         if tests is not None:
-            logits, labels = student.logits_of(tests)
-            scores[name]["accuracy"] = accuracy(logits.argmax(1), labels, spec.num_classes)
+            logits, labels = answers(network, tests)
+            scores[name]["accuracy"] = accuracy(logits.argmax(1), labels, classes)
     return scores
 
 
@@ -155,34 +151,39 @@ def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Opt
     experiment = finished_run(run)
     student = load_student(run / STUDENT, experiment.student.build())
     names = None if experiment.data is None else experiment.data.class_names
+    dreams = _dreams(run, formats, options.store)
+    wanted = FILES if formats is None else formats
     files: dict[str, Any] = {}
-    if formats is None:
-        formats = _possible(run, options.store)
 
     def note(name: str, measured: dict[str, Any]) -> None:
         files[name] = {"file": FILES[name], "bytes": (out / FILES[name]).stat().st_size, **measured}
 
-    if "pytorch" in formats:
-        note("pytorch", export_pytorch(student, out / FILES["pytorch"]))
-    if "onnx" in formats or "int8" in formats:
+    if "pytorch" in wanted:
+        export_pytorch(student, out / FILES["pytorch"])
+        note("pytorch", {})
+    if "onnx" in wanted or dreams is not None:
         measured = export_onnx(student, out / FILES["onnx"], experiment.spec.image_shape)
         describe(out / FILES["onnx"], experiment.spec, names)
         note("onnx", measured)
-    if "int8" in formats:
-        measured = export_int8(run, experiment, out / FILES["onnx"], out / FILES["int8"], options)
+    if dreams is not None:
+        measured = export_int8(experiment, dreams, out / FILES["onnx"], out / FILES["int8"], options)
         describe(out / FILES["int8"], experiment.spec, names)
         note("int8", measured)
     write_json(out / "export.json", files)
     return files
 
 
-def _possible(run: Path, store: Path | None) -> list[str]:
+def _dreams(run: Path, formats: Sequence[str] | None, store: Path | None) -> Dreams | None:
+    """The dreams that int8 is calibrated on; None where it is not asked for, or not by name and they are gone."""
+    if formats is not None and "int8" not in formats:
+        return None
     try:
-        load_dreams(run, store)
+        return load_dreams(run, store)
     except ConfigError as error:
+        if formats is not None:
+            raise
         log.warning("int8 is left out: %s (--store)", error)
-        return [name for name in FILES if name != "int8"]
-    return list(FILES)
+        return None
 
 
 def main(arguments: Sequence[str]) -> None:

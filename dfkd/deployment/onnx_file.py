@@ -39,10 +39,9 @@ class OnnxFile:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        content = path.read_bytes()
         try:
-            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, ["CPUExecutionProvider"])
-        except OSError:
-            raise
+            self._session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions share no class
             raise ArtifactError(f"{path} is no ONNX file that onnxruntime runs ({error}).") from error
 

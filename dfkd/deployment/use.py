@@ -9,17 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-import torch
 from hydra import compose, initialize_config_module
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from dfkd import config
 from dfkd.deployment.finished import finished_run
 from dfkd.deployment.onnx_file import OnnxFile
 from dfkd.errors import ConfigError, DataError
-from dfkd.evaluation.scores import accuracy
+from dfkd.evaluation.scores import accuracy, answers
 from dfkd.files import replacing
 from dfkd.models.input_spec import InputSpec
 from dfkd.models.student_file import load_student
@@ -30,8 +29,6 @@ from dfkd.reporting.percent import percent
 from dfkd.reporting.run_files import PACKED_STUDENT, STUDENT
 
 log = logging.getLogger("dfkd")
-
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,6 @@ class Ready:
     network: Callable[[Tensor], Tensor]
     spec: InputSpec
     class_names: Sequence[str] | None
-
-    def logits_of(self, images: Dataset) -> tuple[Tensor, Tensor]:
-        """The logits (N, classes) of every image and the labels (N,)."""
-        loader = DataLoader(images, batch_size=BATCH)
-        with torch.inference_mode():
-            found = [(self.network(batch), labels) for batch, labels in loader]
-        return torch.cat([logits for logits, _ in found]), torch.cat([labels for _, labels in found])
 
 
 def ready(file: Path) -> Ready:
@@ -85,7 +75,7 @@ def predict(arguments: Sequence[str]) -> None:
     parsed = parser.parse_args(arguments)
     student = ready(parsed.file)
     paths = [path for place in parsed.images for path in _images_in(place)]
-    logits, _ = student.logits_of(FolderImages(Path(), [(str(path), 0) for path in paths], student.spec))
+    logits, _ = answers(student.network, FolderImages(Path(), [(str(path), 0) for path in paths], student.spec))
     confidence, classes = logits.softmax(1).max(1)
     names = student.class_names or [str(number) for number in range(student.spec.num_classes)]
     rows = [
@@ -99,7 +89,7 @@ def predict(arguments: Sequence[str]) -> None:
             _write(rows, file)
 
 
-def _write(rows: Sequence[tuple[str, str, str]], file) -> None:
+def _write(rows: Sequence[tuple[str, str, str]], file: TextIO) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("file", "class", "confidence"))
     writer.writerows(rows)
@@ -134,7 +124,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     named, own = data.class_names, student.class_names
     if named is not None and own is not None and list(named) != list(own):
         log.warning("The images' classes are %s, the student's %s.", ", ".join(named), ", ".join(own))
-    logits, labels = student.logits_of(data.open(Purpose.EVALUATION))
+    logits, labels = answers(student.network, data.open(Purpose.EVALUATION))
     doubtful = doubt(logits, labels, named)
     if doubtful is not None:
         log.warning("%s", doubtful)

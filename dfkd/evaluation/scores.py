@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,14 +69,18 @@ def predict(model: nn.Module, dataset: Dataset, device: torch.device, num_worker
 def logits_of(model: nn.Module, dataset: Dataset, device: torch.device, num_workers: int = 0) -> tuple[Tensor, Tensor]:
     """The logits (N, classes) of every image and the labels (N,); the model is left as it was."""
     home = next(model.parameters()).device
-    found, labels = [], []
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=256, num_workers=num_workers)
-    with torch.inference_mode(), frozen(model.to(device)):
-        for images, targets in loader:
-            found.append(model(images.to(device).float()).cpu())
-            labels.append(targets)
+    with frozen(model.to(device)):
+        found = answers(lambda images: model(images.to(device)).cpu(), dataset, num_workers)
     model.to(home)
-    return torch.cat(found), torch.cat(labels)
+    return found
+
+
+def answers(network: Callable[[Tensor], Tensor], dataset: Dataset, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+    """What anything that takes images (N, C, H, W) says to every image of a data set, and the labels (N,)."""
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=256, num_workers=num_workers)
+    with torch.inference_mode():
+        found = [(network(images.float()), labels) for images, labels in loader]
+    return torch.cat([said for said, _ in found]), torch.cat([labels for _, labels in found])
 
 
 def accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> float:

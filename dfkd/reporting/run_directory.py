@@ -8,6 +8,7 @@ early leaves an earlier result as it was.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 
 from dfkd.errors import ConfigError
 from dfkd.files import write_json
+from dfkd.store import Product, Store
 
 RESULT = "result.json"
 CONFIG = "config.yaml"
@@ -105,3 +108,25 @@ def settle(directory: Path) -> None:
 def write_status(directory: Path, status: str, **more: Any) -> None:
     """Say what became of the last attempt at a run; an earlier result does not depend on it."""
     write_json(directory / STATUS, {"status": status, **more})
+
+
+def product_of(directory: Path, stage: str, store: Path | None = None) -> Product:
+    """What a stage of a finished run made, from the store that the run kept it in.
+
+    Args:
+        directory: of the run.
+        stage: its name, for instance `dream`.
+        store: where the products are; None: the `store` of the run's `config.yaml`, as seen from the current folder.
+
+    Raises:
+        ConfigError: there is no finished run, or the product is not in the store.
+    """
+    for needed in (RESULT, CONFIG):
+        if not (directory / needed).is_file():
+            raise ConfigError(f"run must be the directory of a finished run, got {directory}: it has no {needed}.")
+    identity = str(json.loads((directory / RESULT).read_text(encoding="utf-8"))["artifacts"][stage])
+    place = store or Path(str(OmegaConf.load(directory / CONFIG).store))
+    found = Store(place).named(identity)
+    if found is None:
+        raise ConfigError(f"store must hold {identity}, of {directory}, got {place}. Give the store's folder.")
+    return found

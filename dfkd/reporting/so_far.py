@@ -42,18 +42,18 @@ def tell(
     known = so_far(products, parts)
     if part == "teacher" and "teacher" in known:
         log.info("The teacher is right on %s of the test images.", percent(known["teacher"]["accuracy"]))
-        _warn(known)
+        _warn(known["warnings"])
     elif part == "dream":
         dreams, marks = known["dreams"], known["dreams"]["quality"]["without_real_images"]
         log.info(
             "The teacher sees %s of the dreams as their label, and the same in %s of them by their own statistics.",
             percent(dreams["teacher_accuracy"]), percent(marks["statistics_agreement"]),
         )  # fmt: skip
-        _warn({"warnings": doubts_of_dreams(dreams)})
+        _warn(doubts_of_dreams(dreams))
         save_figure(dream_grid(all_dreams(products["dream"]), spec), directory / PICTURE)
     write_json(directory / SO_FAR, {"after": part, **known})
 
 
-def _warn(known: Mapping[str, Any]) -> None:
-    for warning in known["warnings"]:
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
         log.warning("%s", warning)

@@ -68,18 +68,7 @@ def test_a_run_is_exported_to_files_that_answer_as_its_student_does(sweep, tmp_p
 
 def test_int8_is_calibrated_on_the_runs_dreams_and_scored_beside_the_float_student(sweep, tmp_path):
     run = min(path.parent for path in (sweep / "sweep").glob("*/result.json"))
-    options = [
-        "--format",
-        "int8",
-        "--images",
-        "32",
-        "--controls",
-        "noise",
-        "procedural",
-        "real",
-        "--out",
-        str(tmp_path),
-    ]
+    options = ["--format", "int8", "--images", "32", "--controls", "noise", "procedural", "real"]
     printed = command(["export", str(run), *options, "--out", str(tmp_path)], sweep).stdout
     entry = json.loads((tmp_path / "export.json").read_text())["int8"]
     assert entry["calibration"] == {"dreams": 32}

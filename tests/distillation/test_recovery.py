@@ -24,7 +24,6 @@ from dfkd.pruning import prune_by_global_magnitude, prune_filters, sparsity
 from dfkd.stages.stage import plain
 from dfkd.training.data import Stream
 from dfkd.training.fit import TrainerOptions, Workplace
-from dfkd.training.optimizer import parameter_groups
 
 CPU = TrainerOptions(accelerator="cpu")
 
@@ -396,17 +395,3 @@ def test_a_pruning_that_flattens_weights_by_view_works_while_the_student_learns(
     for weight in (p for p in student.parameters() if p.dim() == 4):
         half = int(weight.numel() / 2)
         assert weight.is_contiguous() and (weight.view(-1)[:half] == 0).all() and (weight.view(-1)[half:] != 0).any()
-
-
-def test_scales_of_batch_norm_learn_faster_with_adamw_alone(teacher):
-    for optimizer, changes, expected in (
-        ("adamw", {}, {0.001, 0.01}),
-        ("adamw", {"batch_norm_rate": None}, {0.001}),
-        ("sgd", {}, {0.001}),
-    ):
-        settings = recipe(optimizer=optimizer, learning_rate=0.001, **changes)
-        groups = parameter_groups(teacher, settings)
-        assert {group.get("lr", 0.001) for group in groups} == expected
-        assert sum(len(group["params"]) for group in groups) == len(list(teacher.parameters()))
-    with pytest.raises(ConfigError, match="distillation.batch_norm_rate must be above 0, or null"):
-        recipe(batch_norm_rate=0.0)
