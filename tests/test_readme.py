@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from criterion import correlations
 from hydra import compose, initialize_config_module
 from inversion_step import table
 from recovery_against_time import page
@@ -87,6 +88,15 @@ def test_the_table_of_int8_is_that_of_the_recorded_exports():
     for row in json.loads((ROOT / "benchmarks" / "int8.json").read_text())["rows"]:
         found = [row["networks"][name]["accuracy"] for name in ("float", "int8", "int8 on real", "int8 on noise")]
         assert f"| {row['sparsity']} | " + " | ".join(f"{100 * value:.1f}" for value in found) + " |" in page
+
+
+def test_the_rank_of_the_criterion_is_that_of_the_recorded_students():
+    rows = json.loads((ROOT / "benchmarks" / "criterion.json").read_text())["rows"]
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    every, new = correlations(rows), correlations([row for row in rows if row["new"]])
+    assert f"Over {len(rows)} students" in text and f"Over the {sum(row['new'] for row in rows)} of them" in text
+    assert f"is {every[0]}; that of agreement on held-out dreams is {every[1]}, of the KL divergence on these" in text
+    assert f"on these {every[2]}, of that on the pictures {every[3]}" in text and ", ".join(new) in text
 
 
 def test_the_readme_is_short():
