@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dfkd.distillation.recipe import DistillationRecipe
-from dfkd.distillation.recover import recover_student, reestimate_on
+from dfkd.distillation.recover import quantize_on, recover_student, reestimate_on
 from dfkd.dreams import DreamDataModule, Dreams
 from dfkd.errors import ConfigError, require
 from dfkd.evaluation.criterion import distances, nearest, unseen_pictures
@@ -26,6 +26,7 @@ from dfkd.models.input_spec import InputSpec, count_classes
 from dfkd.models.probe import digest, module_identity
 from dfkd.pruning import prune_by_global_magnitude
 from dfkd.pruning.sparsity import prunable_weights
+from dfkd.quantization import QuantizationRecipe
 from dfkd.reporting.run_directory import product_of
 from dfkd.stages.dreams import all_dreams, bank_notes
 from dfkd.stages.stage import plain
@@ -156,6 +157,7 @@ def recover(
     seed: int = 0,
     accelerator: str = "auto",
     keep_nearest: bool = True,
+    quantization: QuantizationRecipe | None = None,
     **recipe: Any,
 ) -> list[dict[str, float]]:
     """Bring `student` back towards `teacher`, in place, on dreams; weights that are zero stay zero.
@@ -171,6 +173,8 @@ def recover(
         seed: of everything random.
         accelerator: `auto`, `cpu`, `gpu` or `mps`.
         keep_nearest: False: the student is the trained one, whatever it is worth.
+        quantization: in how many bits the student computes from then on, for instance
+            `QuantizationRecipe(weight_bits=4, input_bits=4)`.
         recipe: fields of `DistillationRecipe`, for instance `updates=1000`.
 
     Returns:
@@ -192,11 +196,14 @@ def recover(
     candidates = {"as it came": copy.deepcopy(student)} if keep_nearest and settings.updates else {}
     with tempfile.TemporaryDirectory() as temporary:
         history = recover_student(
-            student, teacher, data, settings, Workplace(Path(temporary), options, name="recover"), held_out=held_out
-        )
+            student, teacher, data, settings, Workplace(Path(temporary), options, name="recover"), held_out=held_out,
+            quantization=quantization,
+        )  # fmt: skip
     student.eval()
     if candidates:
         with torch.random.fork_rng():
+            if quantization is not None:
+                quantize_on(candidates["as it came"], quantization, data.first_epoch(), options)
             batch_norm = copy.deepcopy(candidates["as it came"])
             reestimate_on(batch_norm, teacher, data.first_epoch(), settings, options)
             candidates |= {"with its batch norm re-estimated alone": batch_norm, "trained": student}

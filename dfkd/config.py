@@ -26,6 +26,7 @@ from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.incremental import IncrementalRecipe
 from dfkd.inversion.recipe import InversionRecipe
+from dfkd.quantization import QuantizationRecipe
 from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.teacher import TeacherRecipe
@@ -98,6 +99,7 @@ class Schema:
     new_data: dict[str, Any] = MISSING
     incremental: IncrementalRecipe = field(default_factory=IncrementalRecipe)
     pruning: dict[str, Any] = MISSING
+    quantization: QuantizationRecipe = field(default_factory=QuantizationRecipe)
     rounds: int = 1
     seconds: float | None = None
     controls: list[str] | None = None
@@ -123,7 +125,8 @@ def register() -> None:
 
 def _schema() -> DictConfig:
     schema = OmegaConf.structured(Schema)
-    recipes = [schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.incremental]
+    recipes = [schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.incremental,
+               schema.quantization]  # fmt: skip
     for recipe in (*recipes, schema.trainer):
         OmegaConf.set_readonly(recipe, False)  # frozen as objects, but still to be composed
     return schema

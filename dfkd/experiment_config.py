@@ -58,6 +58,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         pruning=PruningMethod(partial(prune, **arguments), config.plain(cfg.pruning)),
         inversion=config.typed(cfg.inversion).fitted(spec.image_shape),
         distillation=config.typed(cfg.distillation),
+        quantization=quantization if (quantization := config.typed(cfg.quantization)).weight_bits else None,
         streaming=config.typed(cfg.streaming),
         rounds=cfg.rounds,
         controls=controls,

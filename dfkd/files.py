@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from torch import Tensor
 from dfkd.errors import ArtifactError
 
 ENVELOPE = "dfkd"
+GZIP = b"\x1f\x8b"  # how a compressed file begins
+LARGEST = 2**31  # bytes that one may hold
 
 
 @contextlib.contextmanager
@@ -55,33 +59,50 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
-    """Write tensors, and `notes` as JSON, to a safetensors file that carries its own checksum."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Any = None, compressed: bool = False) -> None:
+    """Write tensors, and `notes` as JSON, to a safetensors file that carries its own checksum, or that file's gzip."""
     # Channels-last weights are stored contiguous: safetensors holds values, not memory formats.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps(notes, allow_nan=False)
     # One entry, because safetensors writes several in any order: equal content gives equal bytes.
     envelope = json.dumps({"notes": text, "sha256": _checksum(tensors, text)})
     with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={ENVELOPE: envelope}))
+        content = save(tensors, metadata={ENVELOPE: envelope})
+        temporary.write_bytes(gzip.compress(content, mtime=0) if compressed else content)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Tensors and notes of a file written by `save_tensors`.
+    """Tensors and notes of a file written by `save_tensors`, compressed or not.
 
     Raises:
         ArtifactError: the file is missing, cut short, or does not match its checksum.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with _uncompressed(path) as plain, safe_open(plain, framework="pt") as file:
             envelope = json.loads((file.metadata() or {}).get(ENVELOPE, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, EOFError, zlib.error, ValueError) as error:
         raise ArtifactError(f"{path} is missing or damaged ({error}).") from error
     text = envelope.get("notes", "")
     if envelope.get("sha256") != _checksum(tensors, text):
         raise ArtifactError(f"{path} does not match its checksum: it was changed or damaged.")
     return tensors, json.loads(text)
+
+
+@contextlib.contextmanager
+def _uncompressed(path: Path) -> Iterator[Path]:
+    """A file with the content of `path`, which may be compressed, up to `LARGEST`: some are made to fill disks."""
+    with path.open("rb") as file:
+        if file.read(2) != GZIP:
+            yield path
+            return
+    with tempfile.NamedTemporaryFile() as whole, gzip.open(path) as content:
+        while block := content.read(2**20):
+            if whole.tell() > LARGEST:
+                raise ValueError(f"it holds more than {size_text(LARGEST)}")
+            whole.write(block)
+        whole.flush()
+        yield Path(whole.name)
 
 
 def _checksum(tensors: Mapping[str, Tensor], notes: str) -> str:

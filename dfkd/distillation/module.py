@@ -17,6 +17,7 @@ from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.freezing import contiguous, frozen
 from dfkd.pruning.schedule import cubic_share
 from dfkd.pruning.sparsity import SparsityMask
+from dfkd.quantization.grid import LatentWeights
 from dfkd.training.augmentation import augment, cutmix, mixup
 from dfkd.training.module import TeacherStudentModule
 
@@ -33,8 +34,8 @@ class DistillationModule(TeacherStudentModule):
     """Minimises a_logits t^2 KL(teacher || student) + a_labels CE(student, argmax teacher) + a_features feature_error.
 
     The last is the mean over layers (DI and PPR recover by the first). Labels in the batches are not used. What is
-    pruned, by then or before the training, is exactly zero after every update. The teacher is used in
-    eval mode, left as it was, and not saved in checkpoints.
+    pruned, by then or before the training, is exactly zero after every update; what is quantised is on its grid. The
+    teacher is used in eval mode, left as it was, and not saved in checkpoints.
 
     Args:
         student: trained in place.
@@ -42,6 +43,8 @@ class DistillationModule(TeacherStudentModule):
         recipe, seed: as in `SeededTraining`.
         prune: prunes the student in place to a share, in (0, 1], of the final amount; where it is given, the student is
             pruned at the updates of `pruning_steps`.
+        latent: the weights behind those of a quantised student, which are what is pruned and what the steps are taken
+            by.
     """
 
     recipe: DistillationRecipe
@@ -53,8 +56,10 @@ class DistillationModule(TeacherStudentModule):
         recipe: DistillationRecipe,
         seed: int = 0,
         prune: Callable[[nn.Module, float], None] | None = None,
+        latent: LatentWeights | None = None,
     ) -> None:
         super().__init__(student, teacher, recipe, seed)
+        self.latent = latent
         self._prune = prune
         self._steps = pruning_steps(recipe.updates, recipe.gradual) if prune is not None else {}
         self._mask: SparsityMask | None = None
@@ -73,22 +78,33 @@ class DistillationModule(TeacherStudentModule):
 
     def configure_optimizers(self) -> Any:
         configured = super().configure_optimizers()
-        configured["optimizer"].register_step_post_hook(lambda *_: self.hold_zeros())
+        configured["optimizer"].register_step_post_hook(lambda *_: self.hold())
         return configured
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.latent is not None:
+            self.latent.show()  # only now, since Lightning makes forward and backward within the optimiser's step
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        if self._prune is not None and self.global_step in self._steps:
+        due = self._prune is not None and self.global_step in self._steps
+        if not due and self._mask is not None:
+            return
+        if self.latent is not None:
+            self.latent.show()  # on a grid many weights are of one size, and many that are not pruned are zero
+        if self._prune is not None and due:
             with contiguous(self.network):
                 self._prune(self.network, self._steps[self.global_step])
-            self._mask = None
-        if self._mask is None:  # here, because a checkpoint's weights, with their zeros, are loaded by now
-            self._mask = SparsityMask(self.network)
+        self._mask = SparsityMask(self.network)  # of a checkpoint's weights, which are loaded by now
+        if self.latent is not None:
+            self.latent.hide(refine=False)
 
-    def hold_zeros(self) -> None:
-        """Set to zero again what is pruned by now."""
+    def hold(self) -> None:
+        """Set to zero again what is pruned by now, and bring to its grid what is quantised."""
         if self._mask is not None:
             self._mask()
+        if self.latent is not None:
+            self.latent.hide()
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         recipe = self.recipe

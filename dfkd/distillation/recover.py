@@ -20,6 +20,9 @@ from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.reconstruction import reconstruct
 from dfkd.errors import ConfigError
 from dfkd.models.freezing import learning
+from dfkd.quantization.grid import LatentWeights
+from dfkd.quantization.quantize import CALIBRATION, quantize
+from dfkd.quantization.recipe import QuantizationRecipe
 from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, Workplace, fit
 
@@ -34,6 +37,7 @@ def recover_student(
     workplace: Workplace,
     prune: Callable[[nn.Module, float], None] | None = None,
     held_out: Dataset | None = None,
+    quantization: QuantizationRecipe | None = None,
 ) -> list[dict[str, float]]:
     """Bring `student` back towards `teacher`, in place; its zero weights stay zero.
 
@@ -46,6 +50,7 @@ def recover_student(
         workplace: where the checkpoint to continue from is kept, where to compute, and who is told the curves.
         prune: prunes a network in place to a share of the final amount; the student is then pruned as it learns.
         held_out: held-out dreams, (image, label), on which student and teacher are compared; None: they are not.
+        quantization: in how many bits the student computes from then on; it then learns so. None: as it is.
 
     Returns:
         The history of the training: rows of `update`, the losses and what `HeldOutChecks` adds.
@@ -63,11 +68,14 @@ def recover_student(
     with torch.random.fork_rng():
         if recipe.reconstruct:
             reconstruct_on(student, teacher, data.first_epoch(), options)
+        latent = None
+        if quantization is not None:
+            latent = quantize_on(student, quantization, data.first_epoch(), options)
         if recipe.reestimate_batch_norm:
             reestimate_on(student, teacher, data.first_epoch(), recipe, options)
         if not recipe.updates:
             return []
-        module = DistillationModule(student, teacher, recipe, data.stream.seed, prune)
+        module = DistillationModule(student, teacher, recipe, data.stream.seed, prune, latent)
         callbacks: list[Callback] = []
         if recipe.weight_averaging:
             callbacks.append(EMAWeightAveraging(decay=recipe.weight_averaging))
@@ -75,19 +83,23 @@ def recover_student(
             callbacks.append(HeldOutChecks(held_out, recipe.patience, module.pruned_from))
         with learning(student):
             history = fit(module, data, workplace, callbacks)
-        module.hold_zeros()  # an average remembers what was pruned on the way
+        module.hold()  # an average remembers what was pruned on the way, and is on no grid
         return history
 
 
 def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:
     """`reconstruct` from the first `RECONSTRUCTION_IMAGES` of `loader`, on the options' device."""
-    batches: list[Tensor] = []
-    for images in _images(loader, options):
-        batches.append(images)
-        if sum(map(len, batches)) >= RECONSTRUCTION_IMAGES:
-            break
     with _on_device(options, student, teacher):
-        reconstruct(student, teacher, batches)
+        reconstruct(student, teacher, _first(RECONSTRUCTION_IMAGES, loader, options))
+
+
+def quantize_on(
+    student: nn.Module, recipe: QuantizationRecipe, loader: DataLoader, options: TrainerOptions
+) -> LatentWeights:
+    """`quantize`, its ranges from the first `CALIBRATION` images of `loader`, on the options' device."""
+    with _on_device(options, student):
+        latent = quantize(student, recipe, torch.cat(_first(CALIBRATION, loader, options)))
+    return latent.cpu()
 
 
 def reestimate_on(
@@ -109,6 +121,16 @@ def _on_device(options: TrainerOptions, *models: nn.Module) -> Iterator[None]:
     finally:
         for model, home in zip(models, homes, strict=True):
             model.to(home)
+
+
+def _first(count: int, loader: DataLoader, options: TrainerOptions) -> list[Tensor]:
+    """Batches of the first `count` images of `loader`."""
+    batches: list[Tensor] = []
+    for images in _images(loader, options):
+        batches.append(images)
+        if sum(map(len, batches)) >= count:
+            break
+    return batches
 
 
 def _images(loader: DataLoader, options: TrainerOptions) -> Iterator[Tensor]:

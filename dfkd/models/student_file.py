@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from dfkd.files import load_tensors, save_tensors
 from dfkd.models.batch_norm import batch_norm_layers, teacher_channels
 from dfkd.models.weights import load_state
+from dfkd.quantization.grid import from_integers, integers_of
+from dfkd.quantization.layer import attach, attached_bits, quantized_layers
 
 PRESENT = ".present"  # follows the name of a packed tensor: the bits that say where its values are
 
@@ -23,7 +26,8 @@ def save_student(path: Path, student: nn.Module, packed: bool = False) -> None:
 
     Args:
         packed: keep of a weight with zeros its other values, and one bit per value that says where they are, wherever
-            that is smaller. For 2:4 that is what hardware keeps: half of the values and two bits for each.
+            that is smaller (for 2:4 that is what hardware keeps: half of the values and two bits for each); of a
+            quantised weight its integers; and all of it compressed (gzip), which is what small integers gain by.
     """
     kept = {
         name: teacher_channels(layer).tolist()
@@ -32,15 +36,20 @@ def save_student(path: Path, student: nn.Module, packed: bool = False) -> None:
     }
     state = student.state_dict()
     shapes = {}
+    integers = [f"{name}.weight" for name in attached_bits(student)] if packed else []
+    for name, (layer, quantizer) in quantized_layers(student).items() if packed else []:
+        state[f"{name}.weight"] = integers_of(layer, quantizer)
     for name, tensor in list(state.items()) if packed else []:
         present = (tensor != 0).flatten().cpu()
         if tensor.dim() > 1 and tensor.element_size() * int((~present).sum()) > len(present) / 8:
             shapes[name] = list(tensor.shape)
             state[name] = tensor.flatten()[present.to(tensor.device)]
             state[name + PRESENT] = _to_bits(present)
-    save_tensors(
-        path, state, notes={"teacher_channels": kept, "teacher_shapes": teacher_shapes(student), "packed": shapes}
-    )
+    notes: dict[str, Any] = {"teacher_channels": kept, "teacher_shapes": teacher_shapes(student), "packed": shapes}
+    bits = attached_bits(student)
+    if bits:
+        notes |= {"quantization": bits, "integers": integers}
+    save_tensors(path, state, notes, compressed=packed)
 
 
 def note_teacher_shapes(student: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -106,6 +115,10 @@ def load_student(path: str | Path, model: nn.Module) -> nn.Module:
     # Only a layer that is as its teacher's was may get another size: all other differences are of another network.
     whole = {key: list(value.shape) for key, value in model.state_dict().items()}
     _resize(model, {key: state[key] for key, shape in shapes.items() if whole.get(key) == shape})
+    attach(model, notes.get("quantization", {}))
+    for name, (quantized, _) in quantized_layers(model).items() if notes.get("integers") else []:
+        scale = state[f"{name}.quantizer.weight_scale"]
+        state[f"{name}.weight"] = from_integers(quantized, scale, state[f"{name}.weight"])
     load_state(model, state, str(path))
     note_teacher_shapes(model, shapes)
     kept = notes.get("teacher_channels", {})

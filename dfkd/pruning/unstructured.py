@@ -76,3 +76,8 @@ def _remove(weight: nn.Parameter, gone: Tensor) -> None:
 
 def require_share(amount: object) -> None:
     require(is_number(amount) and 0 <= amount < 1, "pruning.amount", amount, "a number in [0, 1)")  # type: ignore[operator]
+
+
+def keep_all(model: nn.Module) -> None:
+    """Remove nothing, where a student is to be quantised alone."""
+    prunable_weights(model)

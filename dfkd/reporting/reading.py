@@ -93,6 +93,7 @@ def _once(rows: list[dict[str, Any]], *identity: str) -> pd.DataFrame:
 
 def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     options = pd.json_normalize(OmegaConf.to_container(OmegaConf.load(run / CONFIG)))  # type: ignore[arg-type]
+    options = options.drop(columns=_idle(options))
     row: dict[str, Any] = {
         OPTION + str(name): str(value)
         for name, value in options.iloc[0].items()
@@ -103,7 +104,14 @@ def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     learned = next(stage for stage in ("recover", "transfer", "learn") if stage in artifacts)
     row["setting"] = result.get("setting", "")  # the oldest results do not tell it
     row |= {"artifact": artifacts[learned], "run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
-    return row | {name: result["choices"].get(name) for name in LABELS}
+    return row | {name: result["choices"].get(name, "none" if name == "quantization" else None) for name in LABELS}
+
+
+def _idle(options: pd.DataFrame) -> list[str]:
+    """Options of a quantisation that there is none of; the oldest runs do not have them."""
+    bits = options.get("quantization.weight_bits")
+    idle = bits is None or bits.isna().all()
+    return [str(name) for name in options if idle and str(name).startswith("quantization.")]
 
 
 def _dreams(setting: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:

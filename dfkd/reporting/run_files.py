@@ -19,7 +19,7 @@ from dfkd.stages.stage import histories
 from dfkd.training.metrics import NOT_A_METRIC, Metrics, step_of
 
 STUDENT = "student.safetensors"
-PACKED_STUDENT = "student.packed.safetensors"
+PACKED_STUDENT = "student.packed.safetensors.gz"
 
 
 def write_run(record: Record, directory: Path) -> dict[str, Any]:

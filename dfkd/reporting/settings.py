@@ -8,7 +8,13 @@ from typing import Any
 import pandas as pd
 
 OPTION = "option "  # before the name of a column that holds an option of the configuration
-LABELS = ("model", "pruning", "inversion", "distillation")  # choices that name a setting where they differ
+LABELS = (
+    "model",
+    "pruning",
+    "quantization",
+    "inversion",
+    "distillation",
+)  # choices that name a setting where they differ
 
 
 def settings(

@@ -124,6 +124,9 @@ def summary(result: dict[str, Any]) -> str:
     line += f", {all_stages(result)}."
     if result["recovery"] is not None:
         line += f" Recovered {percent(result['recovery'])} of what pruning lost."
+    student = student_of(result)
+    if "weight_bits" in student:
+        line += f" Its weights have {student['weight_bits']} bits, its layers' inputs {student['input_bits']}."
     return line
 
 

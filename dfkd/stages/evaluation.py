@@ -12,6 +12,7 @@ from dfkd.evaluation.scores import accuracy, logits_of, score
 from dfkd.models.cost import multiply_adds, parameters
 from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.sparsity import nonzero_weights, sparsity
+from dfkd.quantization.layer import attached_bits
 from dfkd.real_data.class_order import doubt
 from dfkd.stages.dreams import all_dreams, held_out_set
 from dfkd.stages.networks import build, load
@@ -100,6 +101,9 @@ def score_students(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Not
             "parameters": parameters(network),
             "multiply_adds": multiply_adds(network, spec.image_shape),
         }
+        bits = attached_bits(network).values()
+        if bits:
+            scores[name] |= {"weight_bits": min(weight for weight, _ in bits), "input_bits": min(i for _, i in bits)}
     if "choice" in inputs:
         scores["recovered"] = scores[inputs["choice"].notes["chosen"]]
     return {"scores": scores}

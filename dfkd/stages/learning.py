@@ -16,6 +16,7 @@ from dfkd.evaluation.controls import noise_images, procedural_images
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.method import PruningMethod
+from dfkd.quantization.recipe import QuantizationRecipe
 from dfkd.stages.dreams import all_dreams, held_out_set, training_files
 from dfkd.stages.networks import load, save
 from dfkd.stages.stage import Inputs, Notes, Recipe
@@ -36,11 +37,13 @@ class Learning(Recipe):
         distillation: from its teacher.
         spec: the teacher's input and classes.
         pruning: prunes the student while it learns; it then starts as its teacher. None: it is as it is given.
+        quantization: in how many bits the student computes while it learns, and from then on. None: as it is given.
     """
 
     distillation: DistillationRecipe
     spec: InputSpec
     pruning: PruningMethod | None = None
+    quantization: QuantizationRecipe | None = None
 
     def stream(self, workplace: Workplace) -> Stream:
         """The batches that the student sees."""
@@ -139,7 +142,9 @@ def learn(recipe: Learning, inputs: Inputs, workplace: Workplace, data_for: Data
     student, prune = _start(recipe, inputs, teacher)
     data = data_for(student, teacher)
     held_out = held_out_set(inputs["dreams"]) if "dreams" in inputs else None
-    history = recover_student(student, teacher, data, recipe.distillation, workplace, prune, held_out)
+    history = recover_student(
+        student, teacher, data, recipe.distillation, workplace, prune, held_out, recipe.quantization
+    )
     save(student, workplace.directory)
     return data, {"history": history}
 

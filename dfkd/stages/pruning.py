@@ -1,10 +1,12 @@
-"""Students before they learn: pruned copies of a teacher, and fresh networks."""
+"""Students before they learn: pruned and quantised copies of a teacher, and fresh networks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from dfkd.pruning.method import PruningMethod
+from dfkd.quantization.quantize import CALIBRATION, quantize
+from dfkd.quantization.recipe import QuantizationRecipe
 from dfkd.seeding import derive_seed
 from dfkd.stages.dreams import all_dreams
 from dfkd.stages.networks import build, load, save
@@ -26,6 +28,17 @@ class Pruning(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantization(Recipe):
+    """How a network is quantised.
+
+    Attributes:
+        quantization: in how many bits.
+    """
+
+    quantization: QuantizationRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fresh(Recipe):
     """A student with random weights: `network` and the seed are all that determines it."""
 
@@ -36,6 +49,14 @@ def prune(recipe: Pruning, inputs: Inputs, workplace: Workplace) -> Notes:
     teacher = load(inputs["network"], inputs["teacher"])
     amount = {} if recipe.amount is None else {"amount": recipe.amount}
     recipe.method.apply(student, teacher, lambda: all_dreams(inputs["dreams"]).training.images, **amount)
+    save(student, workplace.directory)
+    return {}
+
+
+def quantize_pruned(recipe: Quantization, inputs: Inputs, workplace: Workplace) -> Notes:
+    """Quantise `pruned`, a `network`, its ranges those on `dreams`."""
+    student = load(inputs["network"], inputs["pruned"])
+    quantize(student, recipe.quantization, all_dreams(inputs["dreams"]).training.images[:CALIBRATION].float())
     save(student, workplace.directory)
     return {}
 

@@ -102,8 +102,8 @@ CLASS_INCREMENTAL = Task(
     parts=("teacher", "dream", "learn", "controls", "evaluate"),
     controls=CONTROLS,
     ignored=(
-        "student", "model@student", "pruning", "rounds", "distillation", "streaming", "inversion.competition_weight",
-        "inversion.competition_temperature",
+        "student", "model@student", "pruning", "quantization", "rounds", "distillation", "streaming",
+        "inversion.competition_weight", "inversion.competition_temperature",
     ),
     check=check,
     plan=plan,

@@ -15,6 +15,7 @@ from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec, check_model
 from dfkd.models.probe import Network
 from dfkd.pruning.method import PruningMethod
+from dfkd.quantization.recipe import QuantizationRecipe
 from dfkd.real_data import Purpose, RealImages
 from dfkd.stages.images import Images
 from dfkd.stages.networks import Weights
@@ -71,6 +72,7 @@ class Experiment:
         student: the student's; in recovery, the teacher's.
         teacher: where the teacher comes from.
         pruning: in recovery, what makes the student out of a copy of the teacher.
+        quantization: in recovery, in how many bits that copy computes; None: as the teacher.
         rounds: of pruning and recovery. With more than one, the pruning's amount rises over the rounds; each recovery
             continues from the last one's student.
         inversion: how to dream; its `competition_weight` is for the dreams that are streamed.
@@ -95,6 +97,7 @@ class Experiment:
     pruning: PruningMethod
     inversion: InversionRecipe
     distillation: DistillationRecipe
+    quantization: QuantizationRecipe | None = None
     streaming: StreamingRecipe = field(default_factory=StreamingRecipe)
     rounds: int = 1
     controls: tuple[str, ...] = ()

@@ -10,12 +10,13 @@ from torch import nn
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.reconstruction import require_teachers_shapes
-from dfkd.errors import ConfigError
+from dfkd.errors import ConfigError, require
 from dfkd.pruning.schedule import cubic_share
+from dfkd.quantization import quantize
 from dfkd.stages import Source, Stage
 from dfkd.stages.choice import Choice, choose
 from dfkd.stages.learning import Learning, learn_from_dreams
-from dfkd.stages.pruning import Pruning, prune
+from dfkd.stages.pruning import Pruning, Quantization, prune, quantize_pruned
 from dfkd.tasks.beginning import comparison, dream_stage, quality_stage, teacher_scores, teacher_stage
 from dfkd.tasks.experiment import Experiment
 from dfkd.tasks.students import (
@@ -43,6 +44,9 @@ def check(e: Experiment, teacher: nn.Module) -> None:
             f"rounds must be 1 with pruning._target_={e.pruning.recipe.get('_target_')}, got {e.rounds}: it has no "
             "amount that could rise from round to round."
         )
+    if e.quantization is not None:
+        require(e.rounds == 1, "rounds", e.rounds, "1 with quantization: it is done once, with the last pruning")
+        quantize(student, e.quantization, torch.randn(8, *e.spec.image_shape))
 
 
 def plan(e: Experiment) -> Plan:
@@ -55,14 +59,15 @@ def plan(e: Experiment) -> Plan:
     controls = {
         name: _recover(e, name, teacher, pruned, dreams, lesson) for name, lesson in control_lessons(e, dreams).items()
     }
-    batch_norm = _batch_norm_alone(e, teacher, pruned, dreams)
-    students = {"pruned": pruned, "batchnorm": batch_norm, "distilled": recover[-1]}
+    untouched = _quantize(e, pruned, dreams)
+    batch_norm = _batch_norm_alone(e, teacher, untouched, dreams)
+    students = {"pruned": untouched, "batchnorm": batch_norm, "distilled": recover[-1]}
     choice = _choose(e, teacher, students)
     students |= {name: stages[-1] for name, stages in controls.items()}
     return {
         "teacher": [teacher, *scored],
         "dream": [dreams, quality_stage(e, teacher, dreams)],
-        "prune": [pruned],
+        "prune": [pruned] if untouched is pruned else [pruned, untouched],
         "recover": [*recover, batch_norm, choice],
         "controls": [stage for stages in controls.values() for stage in stages],
         "evaluate": [scores_stage(e, teacher, dreams, students, scored, choice), *comparison(e, teacher, dreams)],
@@ -78,6 +83,14 @@ def _prune(
     return Stage(name, "pruned", Pruning(method=e.pruning, amount=amount), prune, inputs)
 
 
+def _quantize(e: Experiment, pruned: Stage, dreams: Stage) -> Stage:
+    """What was pruned, quantised where that is asked for; it has not learned yet."""
+    if e.quantization is None:
+        return pruned
+    inputs: dict[str, Stage | Source] = {"network": e.network, "pruned": pruned, "dreams": dreams}
+    return Stage("quantize", "quantized", Quantization(quantization=e.quantization), quantize_pruned, inputs)
+
+
 def _recover(e: Experiment, name: str, teacher: Stage, pruned: Stage, dreams: Stage, lesson: Lesson) -> list[Stage]:
     """The recovery `name`, after those of the rounds before it: its last stage is the student."""
     recipe = e.distillation
@@ -85,7 +98,9 @@ def _recover(e: Experiment, name: str, teacher: Stage, pruned: Stage, dreams: St
         gradual = recipe.gradual > 0 and recipe.updates > 0 and not recipe.reconstruct
         if gradual and e.pruning.takes("dreams"):
             lesson = replace(lesson, inputs={**lesson.inputs, "dreams": dreams})
-        return [learning_stage(e, name, (teacher, pruned), lesson, pruning=e.pruning if gradual else None)]
+        return [
+            learning_stage(e, name, (teacher, pruned), lesson, None, e.pruning if gradual else None, e.quantization)
+        ]
     stages, before = [], teacher
     for done in range(1, e.rounds + 1):
         amount = e.pruning.amount * cubic_share(done, e.rounds)

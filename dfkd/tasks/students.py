@@ -9,6 +9,7 @@ from typing import Any
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.errors import ConfigError
 from dfkd.pruning.method import PruningMethod
+from dfkd.quantization.recipe import QuantizationRecipe
 from dfkd.real_data import Purpose
 from dfkd.stages import Source, Stage
 from dfkd.stages.evaluation import Scoring, score_students
@@ -69,12 +70,13 @@ def learning_stage(
     lesson: Lesson,
     distillation: DistillationRecipe | None = None,
     pruning: PruningMethod | None = None,
+    quantization: QuantizationRecipe | None = None,
 ) -> Stage:
-    """The student of `pair`, (teacher, student), taught a lesson; with `pruning`, pruned while it learns."""
+    """The student of `pair`, (teacher, student), taught a lesson; with `pruning` and `quantization`, compressed so."""
     teacher, student = pair
     recipe = lesson.recipe(
-        distillation=distillation or e.distillation, spec=e.spec, pruning=pruning, seed=e.seed,
-        precision=e.options.precision, **lesson.options,
+        distillation=distillation or e.distillation, spec=e.spec, pruning=pruning, quantization=quantization,
+        seed=e.seed, precision=e.options.precision, **lesson.options,
     )  # fmt: skip
     networks = {
         "teacher_network": replace(e.network, aspects=("inference", "training")),

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import require
+from dfkd.quantization.layer import LayerQuantizer
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
@@ -89,16 +90,23 @@ def make_optimizer(
 
 
 def parameter_groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
-    """The parameters that are trained, those of batch norm apart where AdamW has another learning rate for them."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if recipe.batch_norm_rate is None or recipe.optimizer != "adamw":
-        return [{"params": trained}]
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    own = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
-    weights = [parameter for parameter in trained if id(parameter) not in own]
-    scales = [parameter for parameter in trained if id(parameter) in own]
-    rate = recipe.learning_rate * recipe.batch_norm_rate
-    return [*([{"params": weights}] if weights else []), *([{"params": scales, "lr": rate}] if scales else [])]
+    """The parameters that are trained: apart, those of batch norm, where AdamW has another learning rate for them, and
+    the logarithms of quantisation's scales, which no decay may draw to zero."""
+    norms, scales = _own(model, _BatchNorm), _own(model, LayerQuantizer)
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": []}, {"params": [], "weight_decay": 0.0}]
+    if recipe.batch_norm_rate is not None and recipe.optimizer == "adamw":
+        groups[1]["lr"] = recipe.learning_rate * recipe.batch_norm_rate
+    else:
+        norms = set()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[2 if id(parameter) in scales else id(parameter) in norms]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
+def _own(model: nn.Module, kind: type[nn.Module]) -> set[int]:
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    return {id(parameter) for module in modules for parameter in module.parameters(recurse=False)}
 
 
 def learning_rate_factor(schedule: str, steps: int, warmup: int = 0) -> Callable[[int], float]:

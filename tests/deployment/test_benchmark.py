@@ -20,7 +20,7 @@ def test_a_run_is_measured_in_float_and_in_int8(finished):
         for latency in entry["latency"].values():
             assert 0 < latency["low"] <= latency["median"] <= latency["high"]
     assert result["networks"]["student int8"]["bytes"] < result["networks"]["student"]["bytes"]
-    assert result["packed_student_bytes"] == (finished / "run" / "student.packed.safetensors").stat().st_size
+    assert result["packed_student_bytes"] == (finished / "run" / "student.packed.safetensors.gz").stat().st_size
     assert result["machine"] in printed.replace("\n", " ") and "Faster than the teacher" in printed
 
 

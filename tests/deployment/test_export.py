@@ -50,7 +50,7 @@ def test_a_run_is_exported_to_files_that_answer_as_its_student_does(sweep, tmp_p
     for entry in files.values():
         assert (tmp_path / "files" / entry["file"]).stat().st_size == entry["bytes"]
         assert f"{entry['bytes']:,} bytes" in printed
-    student = load_student(run / "student.packed.safetensors", _network(run))
+    student = load_student(run / "student.packed.safetensors.gz", _network(run))
     images = torch.randn(3, 1, 8, 8)
     session = onnxruntime.InferenceSession(tmp_path / "files" / "student.onnx", providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
@@ -60,7 +60,7 @@ def test_a_run_is_exported_to_files_that_answer_as_its_student_does(sweep, tmp_p
     result = json.loads((run / "result.json").read_text())
     assert result["recovered"]["bytes"] == {
         "dense": (run / "student.safetensors").stat().st_size,
-        "packed": (run / "student.packed.safetensors").stat().st_size,
+        "packed": (run / "student.packed.safetensors.gz").stat().st_size,
     }
     assert result["teacher"]["parameters"] == result["recovered"]["parameters"]  # zeros stay in place
     assert result["teacher"]["sparsity"] == 0 < result["recovered"]["sparsity"]

@@ -27,7 +27,7 @@ def exported(finished, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("file", ["files/student.onnx", "files/student.int8.onnx", "run/student.packed.safetensors"])
+@pytest.mark.parametrize("file", ["files/student.onnx", "files/student.int8.onnx", "run/student.packed.safetensors.gz"])
 def test_a_students_predictions_are_those_that_it_is_scored_by(exported, file):
     said = command(["predict", file, "images/test", "--out", "found.csv"], exported).stdout
     assert said == ""
