@@ -93,6 +93,8 @@ def _run(
         log.info("%s", view(result).summary(result))
         for warning in result["warnings"]:
             log.warning("%s", warning)
+        if cfg.benchmark:
+            log.info("%s", benchmark.verdict(benchmark.benchmark_run(run_dir, Path(cfg.store))))
     log.info("Files of this run: %s", run_dir)
     return result, runner
 

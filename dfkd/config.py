@@ -34,7 +34,7 @@ from dfkd.training.teacher import TeacherRecipe
 SMALL = 64  # pixels, below which images are small
 
 # What says where to run and what to show, but not what comes out; of the trainer, its precision does.
-NOT_HASHED = ("hydra", "run_dir", "store", "stage", "logger", "trainer")
+NOT_HASHED = ("hydra", "run_dir", "store", "stage", "logger", "trainer", "benchmark")
 
 # Keys and choices that changed their names with version 0.2; the old ones are refused with the new until 0.3.
 RENAMED = {
@@ -103,6 +103,7 @@ class Schema:
     rounds: int = 1
     seconds: float | None = None
     controls: list[str] | None = None
+    benchmark: bool = False
     inversion: InversionRecipe = field(default_factory=InversionRecipe)
     distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
     streaming: StreamingRecipe = field(default_factory=StreamingRecipe)

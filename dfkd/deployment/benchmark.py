@@ -21,10 +21,11 @@ from dfkd.api import load_dreams
 from dfkd.deployment.export import CALIBRATION
 from dfkd.deployment.finished import finished_run
 from dfkd.deployment.int8 import quantize_onnx
+from dfkd.deployment.integers import runs_in_int8, without_quantizers
 from dfkd.deployment.onnx_file import OnnxFile, export_onnx
 from dfkd.files import write_json
 from dfkd.models.student_file import load_student
-from dfkd.reporting.run_directory import product_of
+from dfkd.reporting.run_directory import BENCHMARK, product_of
 from dfkd.reporting.run_files import PACKED_STUDENT, STUDENT
 from dfkd.stages.networks import load
 
@@ -75,7 +76,9 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def benchmark_run(run: Path, store: Path | None = None) -> dict[str, Any]:
-    """Measure teacher and student of a finished run, in float and in int8 calibrated on its dreams.
+    """Measure teacher and student of a finished run, as they are and in int8, calibrated on its dreams.
+
+    What is found goes into the run's folder, too (`BENCHMARK`), where `dfkd report` finds it.
 
     Returns:
         `machine`; by network (`teacher`, `student`, and `... int8`) its `bytes` and, by batch and threads, its latency
@@ -91,16 +94,21 @@ def benchmark_run(run: Path, store: Path | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         files = {}
         for name, network in networks.items():
-            files[name], files[f"{name} int8"] = (Path(place) / f"{name}{kind}.onnx" for kind in ("", ".int8"))
+            files[name], int8, plain = (Path(place) / f"{name}{kind}.onnx" for kind in ("", ".int8", ".plain"))
             export_onnx(network, files[name], e.spec.image_shape)
-            quantize_onnx(files[name], files[f"{name} int8"], images)
+            if runs_in_int8(network):
+                export_onnx(without_quantizers(network), plain, e.spec.image_shape)
+                files[f"{name} int8"] = int8
+                quantize_onnx(plain, int8, images, student=network)
         found: dict[str, Any] = {name: {"bytes": path.stat().st_size, "latency": {}} for name, path in files.items()}
         for batch in BATCHES:
             for threads in dict.fromkeys((1, os.cpu_count() or 1)):
                 for name, latency in measured(files, e.spec.image_shape, batch, threads).items():
                     found[name]["latency"][_key(batch, threads)] = vars(latency)
     packed = (run / PACKED_STUDENT).stat().st_size if (run / PACKED_STUDENT).is_file() else None
-    return {"machine": machine(), "networks": found, "packed_student_bytes": packed}
+    result = {"machine": machine(), "networks": found, "packed_student_bytes": packed}
+    write_json(run / BENCHMARK, result)
+    return result
 
 
 def _key(batch: int, threads: int) -> str:
@@ -155,6 +163,4 @@ def main(arguments: Sequence[str]) -> None:
         "--store", type=Path, help="where its teacher and dreams are (default: as in its configuration)"
     )
     parsed = parser.parse_args(arguments)
-    result = benchmark_run(parsed.run, parsed.store)
-    show(result)
-    write_json(parsed.run / "benchmark.json", result)
+    show(benchmark_run(parsed.run, parsed.store))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from dfkd.api import load_dreams
 from dfkd.deployment.finished import finished_run
 from dfkd.deployment.int8 import costly_layers, quantize_onnx
+from dfkd.deployment.integers import runs_in_int8, without_quantizers
 from dfkd.deployment.onnx_file import OnnxFile, describe, export_onnx
 from dfkd.dreams import Dreams
 from dfkd.errors import ConfigError
@@ -23,8 +25,10 @@ from dfkd.evaluation.controls import noise_images, procedural_images
 from dfkd.evaluation.scores import accuracy, agreement, answers
 from dfkd.files import replacing, write_json
 from dfkd.models.student_file import load_student
+from dfkd.quantization import quantized_layers
 from dfkd.real_data import Purpose
 from dfkd.reporting.percent import percent
+from dfkd.reporting.run_directory import EXPORT
 from dfkd.reporting.run_files import STUDENT
 from dfkd.tasks.experiment import Experiment
 
@@ -55,18 +59,32 @@ class Options:
 
 
 def export_pytorch(student: nn.Module, path: Path) -> None:
-    """Write the dense state dict of `student`, for `torch.load(path, weights_only=True)`."""
+    """Write the dense state dict of `student`, for `torch.load(path, weights_only=True)`.
+
+    Of a quantised student these are the weights on their grids; that inputs are rounded, the file cannot say.
+    """
     with replacing(path) as temporary:
-        torch.save(student.state_dict(), temporary)
+        torch.save(without_quantizers(student).state_dict(), temporary)
 
 
-def export_int8(e: Experiment, dreams: Dreams, source: Path, path: Path, options: Options) -> dict[str, Any]:
-    """Write the int8 form of the ONNX file of a run's student, calibrated on the run's dreams, and say what it costs.
+def export_int8(
+    e: Experiment, student: nn.Module, dreams: Dreams, source: Path, path: Path, options: Options
+) -> dict[str, Any]:
+    """Write a run's student in int8, calibrated on the run's dreams, and say what that costs.
+
+    Args:
+        e: the run's experiment.
+        student: its student; where it has learned with integers, its own scales are taken.
+        dreams: the run's.
+        source: the student's ONNX file.
+        path: of the int8 file.
+        options: as in `export_run`.
 
     Returns:
-        `calibration`, its images; by network (`float`, `int8`, and `int8 on ...` for each control) the `agreement` with
-        the student on held-out dreams and the `accuracy` on test images, None where they cannot be known; `in_float`;
-        and where int8 costs more than a point, `costly_layers`: the KL that each brings alone, in nats.
+        `calibration`, its images; by network (`float`, or `student` where that is quantised; `int8`, and `int8 on ...`
+        for each control) the `agreement` with the student on held-out dreams and the `accuracy` on test images, None
+        where they cannot be known; `in_float`; and where int8 costs more than a point, `costly_layers`: the KL that
+        each brings alone, in nats.
 
     Raises:
         ModelError: onnxruntime cannot quantise the network.
@@ -74,22 +92,23 @@ def export_int8(e: Experiment, dreams: Dreams, source: Path, path: Path, options
     images = dreams.images[: options.images]
     if len(images) < options.images:
         log.warning("int8 is calibrated on %d dreams, of %d asked for: there are no more.", len(images), options.images)
-    quantize_onnx(source, path, images, options.in_float)
     tests, held_out = _test_images(e), dreams.held_out.images if dreams.num_held_out else None
-    files = {"float": source, "int8": path}
-    controls = {name: path.with_suffix(f".{name}.onnx") for name in options.controls}
-    try:
-        for name, file in controls.items():
-            quantize_onnx(source, file, _control(name, e, len(images)), options.in_float)
-        files |= {f"int8 on {name}": file for name, file in controls.items()}
+    before = "student" if quantized_layers(student) else "float"
+    files = {before: source, "int8": path}
+    with tempfile.TemporaryDirectory() as place:
+        plain = Path(place) / "plain.onnx"
+        export_onnx(without_quantizers(student), plain, e.spec.image_shape)
+        quantize_onnx(plain, path, images, options.in_float, student)
+        for name in options.controls:
+            files[f"int8 on {name}"] = Path(place) / f"{name}.onnx"
+            control = _control(name, e, len(images))
+            quantize_onnx(plain, files[f"int8 on {name}"], control, options.in_float, student)
         scores = _scores(e.spec.num_classes, files, held_out, tests)
-    finally:
-        for file in controls.values():
-            file.unlink(missing_ok=True)
-    found = {"calibration": {"dreams": len(images)}, "networks": scores, "in_float": list(options.in_float)}
-    cost = _cost(scores)
+        found = {"calibration": {"dreams": len(images)}, "networks": scores, "in_float": list(options.in_float)}
+        cost = _cost(scores[before], scores["int8"])
+        if cost > TOO_MUCH:
+            found["costly_layers"] = dict(list(costly_layers(plain, images).items())[:NAMED])
     if cost > TOO_MUCH:
-        found["costly_layers"] = dict(list(costly_layers(source, images).items())[:NAMED])
         log.warning(
             "int8 costs %s. The layers that it costs most in: %s. Keep them in floating point: --in-float %s",
             percent(cost), ", ".join(found["costly_layers"]), " ".join(found["costly_layers"]),
@@ -97,17 +116,17 @@ def export_int8(e: Experiment, dreams: Dreams, source: Path, path: Path, options
     return found
 
 
-def _cost(scores: dict[str, dict[str, float | None]]) -> float:
+def _cost(before: dict[str, float | None], after: dict[str, float | None]) -> float:
     for kind in ("accuracy", "agreement"):
-        before, after = scores["float"][kind], scores["int8"][kind]
-        if before is not None and after is not None:
-            return before - after
+        had, has = before[kind], after[kind]
+        if had is not None and has is not None:
+            return had - has
     return 0.0
 
 
 def _scores(classes: int, files: dict[str, Path], held_out: Tensor | None, tests: Dataset | None) -> dict[str, Any]:
     networks = {name: OnnxFile(file) for name, file in files.items()}
-    expected = None if held_out is None else networks["float"](held_out).argmax(1)
+    expected = None if held_out is None else next(iter(networks.values()))(held_out).argmax(1)
     scores: dict[str, Any] = {name: {"agreement": None, "accuracy": None} for name in networks}
     for name, network in networks.items():
         if held_out is not None and expected is not None:
@@ -137,7 +156,8 @@ def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Opt
 
     Args:
         run: the folder of the run.
-        formats: of `FILES`; None: all, but int8 only where the run's dreams are still there.
+        formats: of `FILES`; None: all, but int8 only where the run's dreams are still there, and no layer of the
+            student takes inputs of fewer bits, which integers of eight do not round.
         out: the folder of the files.
         options: for int8.
 
@@ -145,13 +165,13 @@ def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Opt
         What `export.json` holds: by format, the file, its size in bytes, and what was measured of it.
 
     Raises:
-        ConfigError: `run` holds no finished run, or int8 is asked for and the run's dreams are gone.
+        ConfigError: `run` holds no finished run, or int8 is asked for where it cannot be.
     """
     options = options or Options()
     experiment = finished_run(run)
     student = load_student(run / STUDENT, experiment.student.build())
     names = None if experiment.data is None else experiment.data.class_names
-    dreams = _dreams(run, formats, options.store)
+    dreams = _dreams(run, student, formats, options.store)
     wanted = FILES if formats is None else formats
     files: dict[str, Any] = {}
 
@@ -166,16 +186,22 @@ def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Opt
         describe(out / FILES["onnx"], experiment.spec, names)
         note("onnx", measured)
     if dreams is not None:
-        measured = export_int8(experiment, dreams, out / FILES["onnx"], out / FILES["int8"], options)
+        measured = export_int8(experiment, student, dreams, out / FILES["onnx"], out / FILES["int8"], options)
         describe(out / FILES["int8"], experiment.spec, names)
         note("int8", measured)
-    write_json(out / "export.json", files)
+    write_json(out / EXPORT, files)
     return files
 
 
-def _dreams(run: Path, formats: Sequence[str] | None, store: Path | None) -> Dreams | None:
-    """The dreams that int8 is calibrated on; None where it is not asked for, or not by name and they are gone."""
+def _dreams(run: Path, student: nn.Module, formats: Sequence[str] | None, store: Path | None) -> Dreams | None:
+    """The dreams that int8 is calibrated on; None where it is not asked for, or not by name and cannot be."""
     if formats is not None and "int8" not in formats:
+        return None
+    if not runs_in_int8(student):
+        why = f"the student's layers take inputs of fewer than eight bits, as {FILES['onnx']} has them"
+        if formats is not None:
+            raise ConfigError(f"--format int8 cannot be: {why}.")
+        log.warning("int8 is left out: %s.", why)
         return None
     try:
         return load_dreams(run, store)

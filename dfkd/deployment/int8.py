@@ -6,25 +6,26 @@ Weights are int8 per output channel, activations uint8 per tensor, both between 
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from dfkd.deployment.onnx_file import OnnxFile, needed
+from dfkd.deployment.graph import layers_of, needed, prepare, quiet
+from dfkd.deployment.integers import overrides
+from dfkd.deployment.onnx_file import OnnxFile
 from dfkd.errors import ConfigError, ModelError
 from dfkd.files import replacing
 
 BATCH = 32
-MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators that int8 makes cheaper
 
 
-def quantize_onnx(source: Path, path: Path, images: Tensor, in_float: Sequence[str] = ()) -> None:
+def quantize_onnx(
+    source: Path, path: Path, images: Tensor, in_float: Sequence[str] = (), student: nn.Module | None = None
+) -> None:
     """Write the int8 form of an ONNX file.
 
     Args:
@@ -32,6 +33,7 @@ def quantize_onnx(source: Path, path: Path, images: Tensor, in_float: Sequence[s
         path: of the int8 file.
         images: (N, C, H, W) in normalised input space, whose activations give the ranges (the calibration).
         in_float: names of layers that are left in floating point, as `layers_of` has them.
+        student: a network that has learned with integers, whose own scales are taken where it has some.
 
     Raises:
         ConfigError: a package is missing, there is no image, or no layer of such a name.
@@ -43,7 +45,7 @@ def quantize_onnx(source: Path, path: Path, images: Tensor, in_float: Sequence[s
     for name in in_float:
         if name not in nodes:
             raise ConfigError(f"in_float must name layers of the network, got {name!r}. It has {', '.join(nodes)}.")
-    quantization, preparation = needed("onnxruntime.quantization"), needed("onnxruntime.quantization.shape_inference")
+    quantization = needed("onnxruntime.quantization")
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         batches: Iterator[Tensor] = iter(images.float().split(BATCH))
@@ -52,30 +54,20 @@ def quantize_onnx(source: Path, path: Path, images: Tensor, in_float: Sequence[s
             batch = next(self.batches, None)
             return None if batch is None else {"images": batch.numpy()}
 
-    with tempfile.TemporaryDirectory() as place, replacing(path) as temporary, _quiet():
+    with tempfile.TemporaryDirectory() as place, replacing(path) as temporary, quiet():
         prepared = Path(place) / "prepared.onnx"
         try:
-            preparation.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            prepare(source, prepared)
+            learned = {} if student is None else overrides(student, prepared, nodes)
             quantization.quantize_static(
                 str(prepared), str(temporary), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
                 weight_type=quantization.QuantType.QInt8, activation_type=quantization.QuantType.QUInt8,
                 nodes_to_exclude=[nodes[name] for name in in_float],
+                extra_options={"TensorQuantOverrides": learned},
             )  # fmt: skip
             OnnxFile(temporary)(images[:1])
         except Exception as error:  # onnxruntime's own exceptions share no class
             raise ModelError(f"onnxruntime cannot quantise {source.name} to int8: {error}") from error
-
-
-def layers_of(path: Path) -> dict[str, str]:
-    """The nodes of an ONNX file that multiply by weights, by the name of their layer."""
-    graph = needed("onnx").load(str(path)).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    found = {}
-    for node in graph.node:
-        own = [name for name in node.input if name in weights] if node.op_type in MULTIPLY else []
-        if own:
-            found[own[0].removesuffix(".weight")] = node.name
-    return found
 
 
 def costly_layers(source: Path, images: Tensor) -> dict[str, float]:
@@ -95,15 +87,3 @@ def costly_layers(source: Path, images: Tensor) -> dict[str, float]:
             logits = OnnxFile(alone)(images).log_softmax(1)
             found[name] = F.kl_div(logits, expected, reduction="batchmean", log_target=True).item()
     return dict(sorted(found.items(), key=lambda entry: -entry[1]))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without onnxruntime's advice about its own arguments, which it gives to the root logger."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(before)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
@@ -88,7 +89,7 @@ class _OnGrid(torch.autograd.Function):
         lowest, highest = (-offset - 0.5) * step, (ctx.levels - offset + 0.5) * step
         of_x = torch.ops.aten.hardtanh_backward(of_y, x, lowest, highest)
         # dy / ds is (y - x) / s within the range and y / s outside of it; relieved, so that s does not outrun weights
-        relief = 1 / math.sqrt(x.numel() * ctx.levels)
+        relief = 1 / math.sqrt(x.numel() * _ranks() * ctx.levels)
         of_scale = (_inner(of_y, y) - _inner(of_x, x)) * (relief / step)
         return of_x, of_scale.view(scale.shape), None, None
 
@@ -99,6 +100,11 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     if dense and a.stride() == b.stride():
         return torch.dot(a.as_strided((a.numel(),), (1,)), b.as_strided((b.numel(),), (1,)))
     return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def _ranks() -> int:
+    """How many processes have a part of each batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def quantized_layers(model: nn.Module) -> dict[str, tuple[WeightedLayer, LayerQuantizer]]:
@@ -120,6 +126,15 @@ def attach(model: nn.Module, bits: Mapping[str, tuple[int, int]]) -> None:
         quantizer = LayerQuantizer(weight.shape[channel_axis(layer)], weight_bits, input_bits).to(weight.device)
         layer.quantizer = quantizer
         layer.register_forward_pre_hook(quantizer.before)
+
+
+def detach(model: nn.Module) -> None:
+    """Take the quantisers off again, in place: weights stay on their grids, inputs are no longer rounded."""
+    for layer, quantizer in quantized_layers(model).values():
+        own = [key for key, hook in layer._forward_pre_hooks.items() if hook == quantizer.before]
+        for key in own:
+            del layer._forward_pre_hooks[key]
+        del layer.quantizer
 
 
 def attached_bits(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -11,15 +11,16 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from dfkd.errors import ConfigError
-from dfkd.reporting.run_directory import CONFIG, RESULT, STATUS, is_occupied, settled
+from dfkd.reporting.run_directory import BENCHMARK, CONFIG, EXPORT, RESULT, STATUS, is_occupied, settled
 from dfkd.reporting.settings import LABELS, OPTION
 from dfkd.reporting.students import network_scores, student_of
 
 # What does not change what a run finds out, or is told by a column of its own.
-NOT_AN_OPTION = ("seed", "controls", "name", "run_dir", "store", "stage", "logger.", "trainer.")
+NOT_AN_OPTION = ("seed", "controls", "name", "run_dir", "store", "stage", "benchmark", "logger.", "trainer.")
 BUT_AN_OPTION = ("trainer.precision",)
 OF_DREAMS = tuple(OPTION + group for group in ("teacher.", "model.", "input.", "inversion."))
 OF_VERIFIERS = OPTION + "verifier."
+ONE_IMAGE = "batch 1, 1 thread"  # of what `dfkd benchmark` measures
 
 
 class Runs(NamedTuple):
@@ -62,7 +63,7 @@ def read_runs(directories: Sequence[str | Path]) -> Runs:
             if result.get("task") == "class_incremental":
                 incremental += [row | {"network": name, **scores} for name, scores in result["scores"].items()]
             else:
-                students.append(row | _student(result))
+                students.append(row | _student(result) | _on_device(run, result))
             dreams.append(_dreams(setting, result))
     return Runs(
         students=_once(students, "artifact"),
@@ -132,6 +133,19 @@ def _dreams(setting: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         "extractor": real.get("extractor", ""),
         **{f"real {name}": value for name, value in real.items()},
     }
+
+
+def _on_device(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """What `dfkd export` and `dfkd benchmark` found out of the student, where they were asked."""
+    row: dict[str, Any] = {}
+    if (run / EXPORT).exists():
+        exported = json.loads((run / EXPORT).read_text(encoding="utf-8")).get("int8", {})
+        row["int8"] = exported.get("networks", {}).get("int8", {}).get(network_scores(result)[0])
+    if (run / BENCHMARK).exists():
+        networks = json.loads((run / BENCHMARK).read_text(encoding="utf-8"))["networks"]
+        row |= {f"{name} KiB": network["bytes"] / 1024 for name, network in networks.items()}
+        row |= {f"{name} ms": network["latency"][ONE_IMAGE]["median"] for name, network in networks.items()}
+    return row
 
 
 def _student(result: dict[str, Any]) -> dict[str, Any]:

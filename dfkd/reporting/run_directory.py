@@ -29,10 +29,12 @@ CONFIG = "config.yaml"
 STATUS = "status.json"
 BUDGET = "within_seconds.json"
 SO_FAR = "so_far.json"  # what is known before there is a result
+EXPORT = "export.json"  # what `dfkd export` found out
+BENCHMARK = "benchmark.json"  # what `dfkd benchmark` found out
 PICTURE = "dreams.png"
 STREAM_PICTURE = "stream.png"
 SECONDS_TO_SETTLE = 10.0
-NOT_IN_EVERY_RESULT = (STREAM_PICTURE, SO_FAR)  # an old one must not stand beside a new result
+NOT_IN_EVERY_RESULT = (STREAM_PICTURE, SO_FAR, EXPORT, BENCHMARK)  # an old one must not stand beside a new result
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import command
+from conftest import TINY, command
 
 from dfkd.deployment.benchmark import verdict
 
@@ -22,6 +22,15 @@ def test_a_run_is_measured_in_float_and_in_int8(finished):
     assert result["networks"]["student int8"]["bytes"] < result["networks"]["student"]["bytes"]
     assert result["packed_student_bytes"] == (finished / "run" / "student.packed.safetensors.gz").stat().st_size
     assert result["machine"] in printed.replace("\n", " ") and "Faster than the teacher" in printed
+
+
+def test_a_run_measures_at_its_end_and_the_report_has_it(finished, tmp_path):
+    store = f"store={finished / 'artifacts'}"
+    command([*TINY, store, "quantization=int8", "controls=[]", "benchmark=true", "run_dir=run"], tmp_path)
+    command(["export", "run"], tmp_path)
+    report = command(["report", "run"], tmp_path).stdout
+    for column in ("int8", "teacher ms", "student int8 ms", "student int8 KiB"):
+        assert f"| {column} |" in report
 
 
 def test_a_teacher_that_is_gone_is_named(finished, tmp_path):

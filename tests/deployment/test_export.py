@@ -15,11 +15,14 @@ from torch import nn
 import dfkd
 from dfkd import config
 from dfkd.deployment import OnnxFile, export_onnx, export_run
-from dfkd.deployment.int8 import costly_layers, layers_of, quantize_onnx
+from dfkd.deployment.graph import layers_of
+from dfkd.deployment.int8 import costly_layers, quantize_onnx
+from dfkd.deployment.integers import without_quantizers
 from dfkd.errors import ArtifactError, ConfigError
 from dfkd.models import CifarResNet, torchvision_model
 from dfkd.models.student_file import load_student, save_student
 from dfkd.pruning import prune_by_global_magnitude, prune_filters, prune_n_of_m
+from dfkd.quantization import QuantizationRecipe, quantize
 
 
 @pytest.mark.parametrize(
@@ -95,6 +98,30 @@ def test_without_the_runs_dreams_there_is_no_int8_and_the_rest_is_exported(sweep
     assert "int8 is left out" in done.stderr and "--store" in done.stderr
     refused = command(["export", str(run), "--out", "files", "--format", "int8"], tmp_path, check=False)
     assert refused.returncode == 1 and "store must hold dreams/" in refused.stderr
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (4, 4)])
+def test_a_quantised_student_has_its_integers_in_the_file(bits, tmp_path):
+    network, images = CifarResNet(8, width=8), torch.randn(64, 3, 16, 16)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.normal_()  # of either sign, which folding puts into the integers
+        network.train()(images)
+    quantize(network.eval(), QuantizationRecipe(weight_bits=bits[0], input_bits=bits[1]), images)
+    export_onnx(network, tmp_path / "student.onnx", (3, 16, 16))
+    expected = network(images).detach()
+    error = (OnnxFile(tmp_path / "student.onnx")(images) - expected).abs().mean() / expected.abs().mean()
+    assert error < (0.02 if bits[1] == 8 else 0.1)  # onnxruntime moves some roundings elsewhere
+    tensors = onnx.load(tmp_path / "student.onnx").graph.initializer
+    kinds = [tensor.data_type for tensor in tensors if tensor.name.endswith("weight.integers")]
+    types = onnx.TensorProto
+    assert kinds.count(types.INT4) == (len(kinds) - 2 if bits[0] == 4 else 0) and types.INT8 in kinds
+    if bits[1] == 8:
+        export_onnx(without_quantizers(network), tmp_path / "plain.onnx", (3, 16, 16))
+        quantize_onnx(tmp_path / "plain.onnx", tmp_path / "int8.onnx", images, student=network)
+        near = (OnnxFile(tmp_path / "int8.onnx")(images) - expected).abs().mean() / expected.abs().mean()
+        assert near < 0.05
 
 
 def test_layers_can_stay_in_float_and_the_costly_ones_are_found(tmp_path):

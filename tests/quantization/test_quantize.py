@@ -236,6 +236,10 @@ def test_a_run_prunes_quantises_and_recovers(tmp_path):
     assert result["controls"]["real"] is not None and "quantize" in result["artifacts"]
     command([*LEARNING, "quantization=none", "pruning=none", "controls=[]", "run_dir=plain"], tmp_path)
     assert "weight_bits" not in result_of(tmp_path, "plain")["recovered"]
+    done = command(["export", "run"], tmp_path)
+    assert "int8 is left out" in done.stderr and {path.name for path in tmp_path.glob("run/*.onnx")} == {"student.onnx"}
+    refused = command(["export", "run", "--format", "int8"], tmp_path, check=False)
+    assert refused.returncode == 1 and "fewer than eight bits" in refused.stderr
     report = command(["report", "run", "plain"], tmp_path).stdout
     assert "| w4a4 |" in report and "quantization.input_bits" not in report
     for options, told in (
