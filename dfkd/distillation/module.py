@@ -19,6 +19,7 @@ from dfkd.pruning.schedule import cubic_share
 from dfkd.pruning.sparsity import SparsityMask
 from dfkd.training.augmentation import augment, cutmix, mixup
 from dfkd.training.module import TeacherStudentModule
+from dfkd.training.ranks import whole_batch_norm
 
 PRUNINGS = 25  # steps in which a student is pruned while it learns
 
@@ -85,6 +86,9 @@ class DistillationModule(TeacherStudentModule):
         if self._mask is None:  # here, because a checkpoint's weights, with their zeros, are loaded by now
             self._mask = SparsityMask(self.network)
 
+    def on_train_end(self) -> None:
+        self.hold_zeros()  # an average of weights, which is the student by now, remembers what was pruned on the way
+
     def hold_zeros(self) -> None:
         """Set to zero again what is pruned by now."""
         if self._mask is not None:
@@ -97,12 +101,15 @@ class DistillationModule(TeacherStudentModule):
             images = mixup(images, recipe.mixup)
         if recipe.cutmix:
             images = cutmix(images, recipe.cutmix)
+        images = self.share(images)
         errors: list[Tensor] = []
         with ExitStack() as together:
             if recipe.batch_norm == "aligned":
-                together.enter_context(aligned_batch_norm(self.teacher, self.network))
+                together.enter_context(aligned_batch_norm(self.teacher, self.network, ranks=self.ranks))
+            else:
+                together.enter_context(whole_batch_norm(self.network, self.ranks))
             if recipe.feature_weight:
-                errors = together.enter_context(matched_features(self.teacher, self.network))
+                errors = together.enter_context(matched_features(self.teacher, self.network, self.ranks))
             with torch.no_grad(), frozen(self.teacher):
                 expected = self.teacher(images)
             logits = self.network(images)
