@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from dfkd import errors
 from dfkd.errors import ConfigError, DfkdError, TrainingError
 
 START = "forkserver"  # forks of a process that has imported everything already: a run starts them for every training
@@ -60,7 +61,7 @@ def require_portable(network: nn.Module) -> None:
 
 
 class Messenger(Callback):
-    """Sends the rows of a training as they arise, what it leaves at its end, and of any rank why it failed.
+    """Sends the rows of a training as they arise, and at its end what it leaves, from the first rank.
 
     Args:
         queue: to the process that started the ranks.
@@ -79,10 +80,6 @@ class Messenger(Callback):
             torch.save({"history": module.history, "data": trainer.datamodule.state_dict()}, left)  # type: ignore[attr-defined]
             self.queue.put(left.getvalue())
 
-    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
-        if isinstance(exception, DfkdError):
-            self.queue.put(exception)
-
 
 @contextmanager
 def other_processes(module: Any, data: lightning.LightningDataModule) -> Iterator[Messenger]:
@@ -91,20 +88,19 @@ def other_processes(module: Any, data: lightning.LightningDataModule) -> Iterato
     Its rows are told to its `on_row` as they arise; after the context it has its history, and `data` its state.
 
     Raises:
-        TrainingError: a process died or failed; or what the first rank raised, where that is a `DfkdError`.
+        TrainingError: a process died or failed; or what it raised, where that is a `DfkdError`.
     """
     queue = multiprocessing.get_context(START).SimpleQueue()
     on_row: Callable[[dict[str, float]], None] | None = module.on_row
     module.on_row = None  # it may not be possible to hand it over
-    told: list[Any] = []
+    left: list[bytes] = []
 
     def listen() -> None:
         while (message := queue.get()) is not None:
-            if isinstance(message, dict):
-                if on_row is not None:
-                    on_row(message)
-            else:
-                told.append(message)
+            if isinstance(message, bytes):
+                left.append(message)
+            elif on_row is not None:
+                on_row(message)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
@@ -116,21 +112,25 @@ def other_processes(module: Any, data: lightning.LightningDataModule) -> Iterato
             "a lower trainer.devices if memory ran out."
         ) from error
     except ProcessRaisedException as error:
-        queue.put(None)
-        listener.join()
-        known = [message for message in told if isinstance(message, DfkdError)]
-        raise (
-            known[0] if known else TrainingError(f"A process of this training failed: {str(error).strip()}")
-        ) from error
+        raise _raised(str(error).strip()) from error
     else:
         queue.put(None)
         listener.join()
-        left = torch.load(io.BytesIO(told[-1]), weights_only=True)
-        module.history = left["history"]
-        data.load_state_dict(left["data"])
+        state = torch.load(io.BytesIO(left[-1]), weights_only=True)
+        module.history = state["history"]
+        data.load_state_dict(state["data"])
     finally:
         module.on_row = on_row
         queue.put(None)
+
+
+def _raised(trace: str) -> DfkdError:
+    """The error that ended a process, from the trace that is all that came of it."""
+    _, known, last = trace.rpartition(f"\n{errors.__name__}.")
+    name, _, message = last.partition(": ")
+    if known and hasattr(errors, name):
+        return getattr(errors, name)(message)
+    return TrainingError(f"A process of this training failed: {trace}")
 
 
 @contextmanager
