@@ -129,6 +129,7 @@ class Experiment:
         """
         model = self.network.build()
         check_inversion(model, self.inversion, self.spec)
+        self.options.check_ranks()
         if self.options.ranks > 1:
             self._check_ranks(model)
         if self.teacher.weights is not None:
@@ -153,7 +154,6 @@ class Experiment:
 
     def _check_ranks(self, model: nn.Module) -> None:
         """Raise unless every training can be divided among the ranks (`ConfigError`)."""
-        self.options.check_ranks()
         recipes: list[OptimizerRecipe] = []
         if self.teacher.weights is None:
             recipes.append(self.teacher.training)

@@ -8,18 +8,21 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
-from dfkd.errors import require
+from dfkd.errors import ConfigError, require
 from dfkd.models.freezing import channels_last_for_training
 from dfkd.training.data import SeededDataModule
+from dfkd.training.launched import LaunchedRanks, launcher, on_all_ranks
 from dfkd.training.metrics import Metrics, step_of
 from dfkd.training.module import SeededTraining
 from dfkd.training.processes import IndependentRanks, JointRanks, other_processes, quiet_lightning
@@ -89,11 +92,24 @@ class TrainerOptions:
     @property
     def spawned(self) -> bool:
         """Whether each training is done by processes of its own."""
-        return self.ranks > 1
+        return self.ranks > 1 and launcher() is None
 
     def check_ranks(self) -> None:
         """Raise `ConfigError` unless the devices that shall train together are there."""
-        require(self.num_nodes == 1, "trainer.num_nodes", self.num_nodes, "1")
+        environment = launcher()
+        if environment is not None:
+            started, asked = environment.world_size(), f"{self.devices} x {self.num_nodes}"
+            require(
+                self.ranks == started, "trainer.devices x trainer.num_nodes", asked, f"the {started} ranks launched"
+            )
+            require(self.dream_devices == 1, "trainer.dream_devices", self.dream_devices, "1 with launched ranks")
+        elif self.num_nodes > 1:
+            raise ConfigError(
+                f"trainer.num_nodes must be 1 where one process is started, got {self.num_nodes}: torchrun or SLURM "
+                "start the ranks of several machines (docs/runs.md)."
+            )
+        if self.ranks == 1:
+            return
         require(self.accelerator != "mps", "trainer.accelerator", self.accelerator, "cpu or gpu with several devices")
         if not self._on_cpu:
             found = max(0, torch.cuda.device_count() - self.device)
@@ -109,13 +125,14 @@ class TrainerOptions:
     def make_trainer(
         self, callbacks: Sequence[Callback] = (), ranks: int = 1, strategy: Strategy | None = None, **arguments: Any
     ) -> lightning.Trainer:
-        """A silent Lightning trainer without loggers (see `Metrics`), for so many ranks on this machine.
+        """A silent Lightning trainer without loggers (see `Metrics`), for so many of this machine's devices.
 
         Without a `strategy` they never wait for each other.
         """
-        if ranks > 1:
-            strategy = strategy or IndependentRanks(start_method="spawn")
-            arguments |= {"strategy": strategy, "use_distributed_sampler": False}
+        if ranks > 1 and strategy is None:
+            strategy = IndependentRanks(start_method="spawn")
+        if not isinstance(strategy, LaunchedRanks):  # a launcher's environment is for training alone
+            arguments["plugins"] = LightningEnvironment()
         with quiet_lightning():  # it would say which accelerators there are, and advertise
             return lightning.Trainer(
                 accelerator=self.accelerator,
@@ -123,6 +140,8 @@ class TrainerOptions:
                 precision=self.precision,  # type: ignore[arg-type]
                 logger=False,
                 callbacks=list(callbacks),
+                strategy=strategy or "auto",
+                use_distributed_sampler=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 **{"enable_checkpointing": False, **arguments},
@@ -176,20 +195,38 @@ def fit(
                 progress.advance(step_of(row) - progress.done, f"loss {row['total']:.4g}")
 
         module.on_row, module.name = on_row, workplace.name
-        with torch.random.fork_rng(), quiet_lightning(), ExitStack() as held:
+        with torch.random.fork_rng(), ExitStack() as held:
             for network in module.networks:
                 held.enter_context(channels_last_for_training(network, data.example()))
-            arguments: dict[str, Any] = {"ranks": options.ranks}
-            if options.ranks > 1:
-                arguments["strategy"] = JointRanks()
+            if options.spawned:
                 callbacks = [*callbacks, held.enter_context(other_processes(module, data))]
-            trainer = options.make_trainer(
-                [*callbacks, saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=1, **arguments
-            )
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            training = partial(_train, module, data, [*callbacks, saver], options, checkpoint)
+            if options.ranks > 1 and not options.spawned:
+                on_all_ranks(training)
+            else:
+                training()
     module.to(home)
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return module.history
+
+
+def _train(
+    module: SeededTraining,
+    data: SeededDataModule,
+    callbacks: Sequence[Callback],
+    options: TrainerOptions,
+    checkpoint: str | None,
+) -> None:
+    """Fit `module`: what every rank does that a launcher started, and otherwise the caller alone."""
+    strategy: Strategy | None = None
+    if options.ranks > 1:
+        strategy = JointRanks() if options.spawned else LaunchedRanks()
+    with quiet_lightning():
+        trainer = options.make_trainer(
+            callbacks, options.devices, strategy, num_nodes=options.num_nodes, enable_checkpointing=True,
+            max_steps=module.recipe.updates, max_epochs=1,
+        )  # fmt: skip
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
 
 
 def _usable_checkpoint(directory: Path) -> tuple[str | None, int]:

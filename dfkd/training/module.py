@@ -48,6 +48,9 @@ class SeededTraining(lightning.LightningModule):
         self.record_every = max(1, min(10, recipe.updates // 20))
         self._pending: list[dict[str, Tensor]] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"on_row": None}  # what the caller is told by may not fit into another process
+
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """All that images go through."""

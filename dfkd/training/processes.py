@@ -8,7 +8,7 @@ import multiprocessing
 import pickle
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
@@ -91,16 +91,14 @@ def other_processes(module: Any, data: lightning.LightningDataModule) -> Iterato
         TrainingError: a process died or failed; or what it raised, where that is a `DfkdError`.
     """
     queue = multiprocessing.get_context(START).SimpleQueue()
-    on_row: Callable[[dict[str, float]], None] | None = module.on_row
-    module.on_row = None  # it may not be possible to hand it over
     left: list[bytes] = []
 
     def listen() -> None:
         while (message := queue.get()) is not None:
             if isinstance(message, bytes):
                 left.append(message)
-            elif on_row is not None:
-                on_row(message)
+            else:
+                module.on_row(message)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
@@ -120,7 +118,6 @@ def other_processes(module: Any, data: lightning.LightningDataModule) -> Iterato
         module.history = state["history"]
         data.load_state_dict(state["data"])
     finally:
-        module.on_row = on_row
         queue.put(None)
 
 

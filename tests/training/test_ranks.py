@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import running
 import torch
 from conftest import TINY, command, result_of
-from experiments import experiment
+from experiments import LEARNING, SMALLEST, experiment
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -198,3 +202,47 @@ def test_a_run_on_two_devices_is_that_of_one(finished, tmp_path):
     assert two["recovered"]["sparsity"] == one["recovered"]["sparsity"]
     made = ("teacher", "dream", "prune", "recover")
     assert [two["artifacts"][name] for name in made] == [one["artifacts"][name] for name in made]
+
+
+def test_a_training_of_one_process_is_not_for_several_machines():
+    with pytest.raises(ConfigError, match=r"trainer\.num_nodes must be 1 .*got 2: torchrun or SLURM"):
+        experiment("trainer.num_nodes=2").check()
+
+
+LAUNCHERS = {
+    "torchrun": lambda rank: {
+        "TORCHELASTIC_RUN_ID": "run", "RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "GROUP_RANK": rank,
+    },
+    "slurm": lambda rank: {
+        "SLURM_JOB_ID": 7, "SLURM_JOB_NAME": "dfkd", "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1, "SLURM_NNODES": 2,
+        "SLURM_PROCID": rank, "SLURM_LOCALID": 0, "SLURM_NODEID": rank,
+    },
+}  # fmt: skip
+
+
+def launched(launcher: str, directory: Path, *options: str) -> list[subprocess.CompletedProcess]:
+    """`dfkd` as two ranks, of a machine each, with the variables that a launcher sets."""
+    port = find_free_network_port()
+
+    def start(rank: int) -> subprocess.CompletedProcess:
+        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **LAUNCHERS[launcher](rank)}
+        environment = {"OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}}
+        return running.run([*SMALLEST, *LEARNING, "run_dir=run", *options], directory, environment, 120)
+
+    with ThreadPoolExecutor(2) as ranks:
+        return list(ranks.map(start, (0, 1)))
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launched_ranks_are_as_good_as_spawned_ones(launcher, tmp_path):
+    first, second = launched(launcher, tmp_path, "trainer.num_nodes=2", "stage=recover", "teacher.training.updates=30")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "recover: " in first.stdout and not second.stdout  # the second has no run of its own
+    again = command([*SMALLEST, *LEARNING, "run_dir=run", "stage=recover", "teacher.training.updates=30"], tmp_path)
+    assert "recover: found in the store" in again.stdout
+
+
+def test_launched_ranks_that_are_not_asked_for_are_refused(tmp_path):
+    first, second = launched("torchrun", tmp_path)
+    assert first.returncode and "must be the 2 ranks launched, got '1 x 1'" in first.stderr
+    assert second.returncode and "the first rank has ended" in second.stderr
