@@ -37,7 +37,8 @@ from dfkd.inversion import InversionModule, InversionRecipe, inversion_objective
 from dfkd.inversion.gradient import ObjectiveGradient
 from dfkd.inversion.plan import PlannedBatch
 from dfkd.models import CifarResNet, InputSpec, torchvision_model
-from dfkd.training.fit import TrainerOptions, quiet_lightning
+from dfkd.training.fit import TrainerOptions
+from dfkd.training.processes import quiet_lightning
 
 ROOT = Path(__file__).parents[1]
 ITERATIONS = 3  # of the engine at a time, so that its start and its checks weigh as little as they do in a run

@@ -36,6 +36,7 @@ from dfkd.stopping import stoppable
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment
 from dfkd.tasks.task import Plan, parts_of, record, run_stages, settings_of
+from dfkd.training.launched import first_of_the_launched
 from dfkd.training.metrics import Metrics
 
 log = logging.getLogger("dfkd")
@@ -165,7 +166,9 @@ def main() -> None:
             COMMANDS[sys.argv[1]](sys.argv[2:])
         else:
             config.refuse_renamed(sys.argv[1:])
-            _hydra_main()
+            with first_of_the_launched() as first:
+                if first:
+                    _hydra_main()
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
     except OSError as error:

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,6 +20,7 @@ from dfkd.models.batch_norm import (
     teacher_channels,
 )
 from dfkd.models.freezing import LEARNING_MOMENTUM, frozen, replaced_forward
+from dfkd.training.ranks import ALONE, Ranks, normalised
 
 REMEDY = "Set it to live or frozen, and distillation.feature_weight to 0,"
 MOST_RATIO = 64.0  # of variances, of a channel that dreams hardly move or move too much
@@ -32,7 +32,7 @@ Shifts = list[
 
 @contextmanager
 def aligned_batch_norm(
-    teacher: nn.Module, student: nn.Module, follow: float | None = LEARNING_MOMENTUM
+    teacher: nn.Module, student: nn.Module, follow: float | None = LEARNING_MOMENTUM, ranks: Ranks = ALONE
 ) -> Iterator[None]:
     """Within the context, the student's batch norm gives its images the mean and variance that the teacher's does.
 
@@ -54,6 +54,7 @@ def aligned_batch_norm(
         teacher: in eval mode.
         student: in training mode.
         follow: momentum of its running statistics, in place of its layers' own; None: a cumulative mean.
+        ranks: those that share a batch; all statistics are those of the whole.
 
     Raises:
         ConfigError: the networks' batch-norm layers have different names or channels (`paired_layers`).
@@ -66,17 +67,19 @@ def aligned_batch_norm(
             shifts: Shifts = []
             teachers = cast(_BatchNorm, pairs[name][0])
             stack.callback(
-                teachers.register_forward_pre_hook(_shift_recorder(teachers, teacher_channels(layer), shifts)).remove
+                teachers.register_forward_pre_hook(
+                    _shift_recorder(teachers, teacher_channels(layer), shifts, ranks)
+                ).remove
             )
-            stack.enter_context(replaced_forward(layer, _aligned_forward(layer, shifts, follow)))
+            stack.enter_context(replaced_forward(layer, _aligned_forward(layer, shifts, follow, ranks)))
         yield
 
 
-def _shift_recorder(layer: _BatchNorm, channels: Tensor, shifts: Shifts) -> Callable[..., None]:
+def _shift_recorder(layer: _BatchNorm, channels: Tensor, shifts: Shifts, ranks: Ranks) -> Callable[..., None]:
     """A hook on a teacher's layer that appends u and r of its input, for the channels that the student still has."""
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        mean, variance = channel_statistics(inputs[0].detach())
+        mean, variance = ranks.moments(*channel_statistics(inputs[0].detach()))
         running_mean, running_var = running_statistics(layer)
         scale = (running_var + layer.eps).rsqrt()
         ratio = ((variance + layer.eps) * scale.square()).clamp(1 / MOST_RATIO, MOST_RATIO)
@@ -86,7 +89,9 @@ def _shift_recorder(layer: _BatchNorm, channels: Tensor, shifts: Shifts) -> Call
     return hook
 
 
-def _aligned_forward(layer: _BatchNorm, shifts: Shifts, follow: float | None) -> Callable[[Tensor], Tensor]:
+def _aligned_forward(
+    layer: _BatchNorm, shifts: Shifts, follow: float | None, ranks: Ranks
+) -> Callable[[Tensor], Tensor]:
     """The forward of a student's layer, which takes u and r in the order in which the teacher's was called."""
 
     def forward(x: Tensor) -> Tensor:
@@ -95,10 +100,8 @@ def _aligned_forward(layer: _BatchNorm, shifts: Shifts, follow: float | None) ->
         weight, bias = own_weight * ratio.sqrt(), own_weight * shift
         if layer.bias is not None:
             bias = bias + layer.bias
-        mean, variance = torch.zeros_like(shift), torch.ones_like(shift)
-        output = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=layer.eps)
+        output, mean, variance, count = normalised(x, weight, bias, layer.eps, ranks)
         with torch.no_grad():
-            count = x.numel() // x.shape[1]
             own = (variance * (count - 1) / count + layer.eps) / ratio  # biased, as the teacher's in the ratio
             running_mean, running_var = running_statistics(layer)
             done = cast(Tensor, layer.num_batches_tracked).add_(1)

@@ -51,6 +51,7 @@ class HeldOutChecks(Callback):
         predicted = self._log_probabilities(module.network, module.device)
         distance = F.kl_div(predicted, self._expected, reduction="batchmean", log_target=True).item()
         agreed = agreement(predicted.argmax(1), self._expected.argmax(1))
+        distance, agreed = trainer.strategy.broadcast((distance, agreed))  # all ranks go on, or all stop
         module.add_to_row({"held_out_kl": distance, "held_out_agreement": agreed})
         if self.patience is None or update < self.first:
             return

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd.distillation.batch_norm import paired_layers
+from dfkd.training.ranks import ALONE, Ranks
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -26,35 +27,38 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
-def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
+def feature_error(student: Tensor, teacher: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Mean squared difference in units of the teacher's variance: 0 when equal, about 2 when unrelated.
 
-    The gradient goes to the student alone.
+    The gradient goes to the student alone. Where `ranks` share a batch, the variance is that of the whole, and the mean
+    of their errors its error.
     """
-    return _FeatureError.apply(student, teacher)
+    return _FeatureError.apply(student, teacher, ranks)
 
 
 class _FeatureError(torch.autograd.Function):
     """Norms in place of squares and means: features are large, and each reading of them costs as much as the next."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, ranks: Ranks) -> Tensor:
         teacher = teacher.float()  # as it is, but under half-precision autocast
-        difference, count = student.float() - teacher, teacher.numel()
-        spread = torch.linalg.vector_norm(teacher).square() - count * teacher.mean().square()
+        difference, count = student.float() - teacher, ranks.count * teacher.numel()
+        moments = ranks.mean(torch.stack([torch.linalg.vector_norm(teacher).square(), teacher.mean()]))
+        spread = ranks.count * moments[0] - count * moments[1].square()
         scale = (spread * count / max(1, count - 1)).clamp_min(1e-12 * count).reciprocal()  # 1 / (n var)
+        scale = ranks.count * scale  # the mean over ranks then is the sum over the batch
         ctx.save_for_backward(difference, scale)
         ctx.dtype = student.dtype
         return torch.linalg.vector_norm(difference).square() * scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         difference, scale = ctx.saved_tensors
-        return (2 * gradients[0] * scale * difference).to(ctx.dtype), None
+        return (2 * gradients[0] * scale * difference).to(ctx.dtype), None, None
 
 
 @contextmanager
-def matched_features(teacher: nn.Module, student: nn.Module) -> Iterator[list[Tensor]]:
+def matched_features(teacher: nn.Module, student: nn.Module, ranks: Ranks = ALONE) -> Iterator[list[Tensor]]:
     """Within the context, a forward of the teacher and then one of the student fill the list that is given.
 
     It gets one `feature_error` per use of a batch-norm layer, between the outputs of the two networks' layers of the
@@ -76,7 +80,7 @@ def matched_features(teacher: nn.Module, student: nn.Module) -> Iterator[list[Te
         return lambda _module, _inputs, output: expected[name].append(output.detach()[:, channels.to(output.device)])
 
     def compare(name: str):
-        return lambda _module, _inputs, output: errors.append(feature_error(output, expected[name].pop(0)))
+        return lambda _module, _inputs, output: errors.append(feature_error(output, expected[name].pop(0), ranks))
 
     handles = [layer.register_forward_hook(keep(name)) for name, (layer, _) in pairs.items()]
     handles += [layer.register_forward_hook(compare(name)) for name, (_, layer) in pairs.items()]

@@ -20,6 +20,7 @@ from dfkd.pruning.sparsity import SparsityMask
 from dfkd.quantization.grid import LatentWeights
 from dfkd.training.augmentation import augment, cutmix, mixup
 from dfkd.training.module import TeacherStudentModule
+from dfkd.training.ranks import whole_batch_norm
 
 PRUNINGS = 25  # steps in which a student is pruned while it learns
 
@@ -99,6 +100,9 @@ class DistillationModule(TeacherStudentModule):
         if self.latent is not None:
             self.latent.hide(refine=False)
 
+    def on_train_end(self) -> None:
+        self.hold()  # an average of weights, the student by now, remembers what was pruned, and is on no grid
+
     def hold(self) -> None:
         """Set to zero again what is pruned by now, and bring to its grid what is quantised."""
         if self._mask is not None:
@@ -113,12 +117,15 @@ class DistillationModule(TeacherStudentModule):
             images = mixup(images, recipe.mixup)
         if recipe.cutmix:
             images = cutmix(images, recipe.cutmix)
+        images = self.share(images)
         errors: list[Tensor] = []
         with ExitStack() as together:
             if recipe.batch_norm == "aligned":
-                together.enter_context(aligned_batch_norm(self.teacher, self.network))
+                together.enter_context(aligned_batch_norm(self.teacher, self.network, ranks=self.ranks))
+            else:
+                together.enter_context(whole_batch_norm(self.network, self.ranks))
             if recipe.feature_weight:
-                errors = together.enter_context(matched_features(self.teacher, self.network))
+                errors = together.enter_context(matched_features(self.teacher, self.network, self.ranks))
             with torch.no_grad(), frozen(self.teacher):
                 expected = self.teacher(images)
             logits = self.network(images)

@@ -78,13 +78,22 @@ def recover_student(
         module = DistillationModule(student, teacher, recipe, data.stream.seed, prune, latent)
         callbacks: list[Callback] = []
         if recipe.weight_averaging:
-            callbacks.append(EMAWeightAveraging(decay=recipe.weight_averaging))
+            callbacks.append(Average(recipe.weight_averaging))
         if held_out is not None:
             callbacks.append(HeldOutChecks(held_out, recipe.patience, module.pruned_from))
         with learning(student):
-            history = fit(module, data, workplace, callbacks)
-        module.hold()  # an average remembers what was pruned on the way, and is on no grid
-        return history
+            return fit(module, data, workplace, callbacks)
+
+
+class Average(EMAWeightAveraging):
+    """Lightning's exponential moving average, in a form that can be handed to other processes."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay)
+        self.decay = decay
+
+    def __reduce__(self) -> tuple[type, tuple[float]]:
+        return type(self), (self.decay,)
 
 
 def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:

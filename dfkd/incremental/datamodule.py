@@ -28,14 +28,17 @@ class PairedDataModule(SeededDataModule):
         super().__init__(stream)
         self.sets = [new] if memory is None else [new, memory]
 
+    @property
+    def batch_size(self) -> int:
+        return min(self.stream.batch_size, *(len(part) for part in self.sets))  # type: ignore[arg-type]
+
     def example(self) -> Tensor:
         return self.sets[0][0][0]
 
     def train_dataloader(self) -> DataLoader:
-        size = min(self.stream.batch_size, *(len(part) for part in self.sets))  # type: ignore[arg-type]
         seeds = self.stream.seed, derive_seed(self.stream.seed, "memory")
         batches = [
-            SeededBatches(len(part), replace(self.stream, batch_size=size, seed=seed), self.consumed)  # type: ignore[arg-type]
+            SeededBatches(len(part), replace(self.stream, batch_size=self.batch_size, seed=seed), self.consumed)  # type: ignore[arg-type]
             for part, seed in zip(self.sets, seeds, strict=False)
         ]
         return DataLoader(_SideBySide(self.sets), batch_sampler=_Zipped(batches), num_workers=self.stream.num_workers)

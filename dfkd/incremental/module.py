@@ -11,6 +11,7 @@ from dfkd.incremental.recipe import IncrementalRecipe
 from dfkd.models.freezing import frozen
 from dfkd.training.augmentation import augment
 from dfkd.training.module import TeacherStudentModule
+from dfkd.training.ranks import whole_batch_norm
 
 
 def incremental_losses(
@@ -77,9 +78,13 @@ class ClassIncrementalLearning(TeacherStudentModule):
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         recipe = self.recipe
+        kinds = images.transpose(0, 1)
+        together = augment(kinds.flatten(0, 1), recipe.crop_padding, recipe.flip).unflatten(0, kinds.shape[:2])
+        images, labels = self.share(together.transpose(0, 1)), self.ranks.share(labels)
         count = len(images)
-        together = augment(images.transpose(0, 1).flatten(0, 1), recipe.crop_padding, recipe.flip)
-        logits = self.network(together)
+        together = images.transpose(0, 1).flatten(0, 1)
+        with whole_batch_norm(self.network, self.ranks):
+            logits = self.network(together)
         if self._memory_is_real:
             loss = F.cross_entropy(logits, labels.T.flatten())
             return {"total": loss, "new": loss}

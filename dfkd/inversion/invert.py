@@ -19,7 +19,8 @@ from dfkd.inversion.plan import plan_batches
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec
-from dfkd.training.fit import Workplace, quiet_lightning
+from dfkd.training.fit import Workplace
+from dfkd.training.processes import quiet_lightning
 from dfkd.training.progress import Progress
 
 ALONE = "1 with inversion.feature_history, which makes batches one after the other"

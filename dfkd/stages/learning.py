@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchvision.utils import make_grid
@@ -115,6 +115,9 @@ def learn_from_stream(recipe: LearningFromStream, inputs: Inputs, workplace: Wor
         return data
 
     data, notes = learn(recipe, inputs, workplace, data_for)
+    if workplace.options.spawned:  # the ranks are processes of their own, which no logger reaches
+        for number, row in enumerate(data.history):
+            data.on_new_batch(data.bank.read(number)[0], row)
     return notes | {"stream": data.history, "seconds_dreaming": round(data.seconds, 3)}
 
 
@@ -158,12 +161,20 @@ def _start(
     if method is None or method.amount is None or _shapes(student) != _shapes(teacher):
         return student, None  # pruned before it learns: its shape changed, or there is no amount that could rise
     images = all_dreams(inputs["dreams"]).training.images if method.takes("dreams") else Tensor()
-    amount = method.amount
+    return load(inputs["teacher_network"], inputs["teacher"]), GradualPruning(method, teacher, images)
 
-    def prune(network: nn.Module, share: float) -> None:
-        method.apply(network, teacher, lambda: images, amount=share * amount)
 
-    return load(inputs["teacher_network"], inputs["teacher"]), prune
+@dataclass(frozen=True)
+class GradualPruning:
+    """Prunes a network in place to a share of a method's amount; it asks `teacher` and `images` where it needs them."""
+
+    method: PruningMethod
+    teacher: nn.Module
+    images: Tensor
+
+    def __call__(self, network: nn.Module, share: float) -> None:
+        amount = share * cast(float, self.method.amount)
+        self.method.apply(network, self.teacher, lambda: self.images, amount=amount)
 
 
 def _shapes(network: nn.Module) -> list[tuple[int, ...]]:

@@ -62,7 +62,7 @@ class StreamingDreamDataModule(SeededDataModule):
 
     A checkpoint holds how far the stream is, so a training that continues from one draws and makes the same batches
     as an undisturbed one; `directory` must then hold what it held. With several ranks (`use_distributed_sampler=False`
-    in the trainer) each makes a batch of its own at a time, and all draw from all.
+    in the trainer) all see the batches that one would see: the first makes the new dreams, and the others wait for it.
 
     Args:
         files: the batches that are there from the start, as a `DreamBank` wrote them.
@@ -100,7 +100,8 @@ class StreamingDreamDataModule(SeededDataModule):
         return self.dreams
 
     def train_dataloader(self) -> DataLoader:
-        made = self._fitting.world_size * self.streaming.new_batches(self.consumed)
+        _ = self._fitting  # raises without one
+        made = self.streaming.new_batches(self.consumed)
         for number in range(len(self.dreams.files) - self.first_files, made):
             self.dreams.add(self.bank.path(number))
         # Sized, and without workers, so that Lightning asks for a batch only when the updates before it are done.
@@ -113,7 +114,7 @@ class StreamingDreamDataModule(SeededDataModule):
             self._add_new_batch(batch)
         elif self.streaming.policy == "hardest" and not len(self._divergences):
             self._measure()
-        seed = derive_seed(self.stream.seed, "draw", batch, self._fitting.global_rank)
+        seed = derive_seed(self.stream.seed, "draw", batch, 0)
         generator = torch.Generator().manual_seed(seed)
         count = min(self.stream.batch_size, len(self.dreams))
         return torch.multinomial(self._chances(), count, generator=generator).tolist()
@@ -126,6 +127,9 @@ class StreamingDreamDataModule(SeededDataModule):
         super().load_state_dict(state_dict)
         self.history, self.seconds = list(state_dict["history"]), state_dict["seconds"]
         self._divergences = state_dict["divergences"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"on_new_batch": None}  # what the caller is told by may not fit into another process
 
     @property
     def _fitting(self) -> Trainer:
@@ -146,9 +150,19 @@ class StreamingDreamDataModule(SeededDataModule):
 
     def _add_new_batch(self, update: int) -> None:
         started = time.monotonic()
-        ranks, strategy = self._fitting.world_size, self._fitting.strategy
-        first = ranks * (self.streaming.new_batches(update + 1) - 1)
-        number = first + self._fitting.global_rank
+        number = self.streaming.new_batches(update + 1) - 1
+        if self._fitting.is_global_zero:
+            dreams, history = self._dream(number)
+            self.bank.write(number, dreams, history)
+        self._fitting.strategy.barrier("dreams")
+        self.dreams.add(self.bank.path(number))
+        if self.streaming.policy == "hardest":
+            self._measure()
+        if self._fitting.is_global_zero:
+            self._report(update, dreams, history[-1])
+        self.seconds += time.monotonic() - started
+
+    def _dream(self, number: int) -> tuple[Dreams, list[dict[str, float]]]:
         inversion, spec, device = self.dreamer.inversion, self.dreamer.spec, self.dreamer.device
         labels = balanced_labels(
             inversion.batch_size, spec.num_classes, derive_seed(self.stream.seed, "streamed labels", number)
@@ -156,23 +170,20 @@ class StreamingDreamDataModule(SeededDataModule):
         planned = PlannedBatch(number, labels, derive_seed(self.stream.seed, "streamed batch", number))
         with (
             torch.enable_grad(),
-            strategy.precision_plugin.forward_context(),
+            self._fitting.strategy.precision_plugin.forward_context(),
             inversion_objective(
                 self.dreamer.teacher.to(device), inversion, self.dreamer.student, spec.image_shape
             ) as objective,
         ):
-            dreams, history = dream_batch(ObjectiveGradient(objective), planned, spec)
-        self.bank.write(number, dreams, history)
-        strategy.barrier("dreams")
-        for other in range(first, first + ranks):
-            self.dreams.add(self.bank.path(other))
-        if self.streaming.policy == "hardest":
-            self._measure()
-        self._report(update, dreams, history[-1])
-        self.seconds += time.monotonic() - started
+            return dream_batch(ObjectiveGradient(objective), planned, spec)
+
+    def _measure(self) -> None:
+        """Measure what is hardest, once for all ranks: the batch that each draws must be the same to the last bit."""
+        measured = self._measured() if self._fitting.is_global_zero else torch.empty(0)
+        self._divergences = self._fitting.strategy.broadcast(measured)
 
     @torch.no_grad()
-    def _measure(self) -> None:
+    def _measured(self) -> Tensor:
         """KL(teacher || student) on every image of the bank."""
         teacher, student, device = self.dreamer.teacher, self.dreamer.student, self.dreamer.device
         parts = []
@@ -183,7 +194,7 @@ class StreamingDreamDataModule(SeededDataModule):
                     F.log_softmax(network(images.to(device).float()), 1) for network in (student, teacher)
                 )
                 parts.append(F.kl_div(given, expected, reduction="none", log_target=True).sum(1).cpu())
-        self._divergences = torch.cat(parts)
+        return torch.cat(parts)
 
     def _report(self, update: int, dreams: Dreams, terms: dict[str, float]) -> None:
         student, device = self.dreamer.student, self.dreamer.device
@@ -197,7 +208,7 @@ class StreamingDreamDataModule(SeededDataModule):
         row["student_accuracy"] = (predictions == dreams.labels).double().mean().item()
         row["agreement"] = (predictions == dreams.predictions).double().mean().item()
         self.history.append(row)
-        if self.on_new_batch is not None and self._fitting.is_global_zero:
+        if self.on_new_batch is not None:
             self.on_new_batch(dreams, row)
 
 

@@ -21,6 +21,9 @@ from dfkd.stages.images import Images
 from dfkd.stages.networks import Weights
 from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
+from dfkd.training.optimizer import OptimizerRecipe
+from dfkd.training.processes import require_portable
+from dfkd.training.ranks import require_equal_shares, require_whole_batch_norm
 from dfkd.training.teacher import TeacherRecipe
 
 EXTRACTORS = ("teacher", "verifier", "inception")
@@ -129,6 +132,9 @@ class Experiment:
         """
         model = self.network.build()
         check_inversion(model, self.inversion, self.spec)
+        self.options.check_ranks()
+        if self.options.ranks > 1:
+            self._check_ranks(model)
         if self.teacher.weights is not None:
             self.teacher.weights.load(model)
         elif self.data is None:
@@ -148,6 +154,20 @@ class Experiment:
                 "Set it to null, or choose a data group."
             )
         return model
+
+    def _check_ranks(self, model: nn.Module) -> None:
+        """Raise unless every training can be divided among the ranks (`ConfigError`)."""
+        recipes: list[OptimizerRecipe] = []
+        if self.teacher.weights is None:
+            recipes.append(self.teacher.training)
+        recipes.append(self.incremental if self.task == "class_incremental" else self.distillation)
+        for recipe in recipes:
+            require_equal_shares(f"{recipe.group}.batch_size", recipe.batch_size, self.options.ranks)
+        frozen = self.task != "class_incremental" and self.distillation.batch_norm == "frozen"
+        for network in (model, self.student.build()):
+            require_portable(network)
+            if not frozen or (network is model and self.teacher.weights is None):
+                require_whole_batch_norm(network)
 
 
 def check_inversion(model: nn.Module, recipe: InversionRecipe, spec: InputSpec) -> None:

@@ -75,6 +75,11 @@ class SeededDataModule(lightning.LightningDataModule):
         """The data set to stream from, of (image, label)."""
         raise NotImplementedError
 
+    @property
+    def batch_size(self) -> int:
+        """Images per batch: as the stream asks, or all that there are."""
+        return min(self.stream.batch_size, len(self.training_set()))  # type: ignore[arg-type]
+
     def example(self) -> Tensor:
         """One image, (C, H, W)."""
         return self.training_set()[0][0]

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import pickle
-import warnings
 import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import Strategy
 
-from dfkd.errors import require
+from dfkd.errors import ConfigError, require
 from dfkd.models.freezing import channels_last_for_training
 from dfkd.training.data import SeededDataModule
-from dfkd.training.metrics import Metrics
+from dfkd.training.launched import LaunchedRanks, launcher, on_all_ranks
+from dfkd.training.metrics import Metrics, step_of
 from dfkd.training.module import SeededTraining
+from dfkd.training.processes import IndependentRanks, JointRanks, other_processes, quiet_lightning
 from dfkd.training.progress import Progress
+from dfkd.training.ranks import require_equal_shares
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,9 @@ class TrainerOptions:
     Attributes:
         accelerator: `auto`, `cpu`, `gpu` (`cuda`) or `mps`.
         device: index of the accelerator's device.
+        devices: devices of each machine that train a network together, from `device` on; on a CPU, processes. Every
+            batch is divided among them, and what comes out is what one device gives, but for rounding.
+        num_nodes: machines that do.
         dream_devices: devices that share the making of dreams, from `device` on; on a CPU, processes.
         precision: `32-true`, or `bf16-mixed` (weights, images and statistics stay in float32).
         compile: whether inversion goes through `torch.compile`: `auto` (where it saves more time than it costs),
@@ -52,6 +59,8 @@ class TrainerOptions:
 
     accelerator: str = "auto"
     device: int = 0
+    devices: int = 1
+    num_nodes: int = 1
     dream_devices: int = 1
     precision: str = "32-true"
     compile: str = "auto"
@@ -66,6 +75,8 @@ class TrainerOptions:
         require(self.checkpoint_updates >= 1, "trainer.checkpoint_updates", self.checkpoint_updates, "1 or more")
         require(self.checkpoint_seconds >= 0, "trainer.checkpoint_seconds", self.checkpoint_seconds, "0 or more")
         require(self.device >= 0, "trainer.device", self.device, "0 or more")
+        require(self.devices >= 1, "trainer.devices", self.devices, "1 or more")
+        require(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "1 or more")
         require(self.dream_devices >= 1, "trainer.dream_devices", self.dream_devices, "1 or more")
         require(self.compile in COMPILE, "trainer.compile", self.compile, f"one of {COMPILE}")
 
@@ -73,14 +84,55 @@ class TrainerOptions:
         """The device that the trainer will use."""
         return Fabric(accelerator=self.accelerator, devices=self._devices()).device
 
-    def _devices(self, ranks: int = 1) -> int | list[int]:
-        on_cpu = self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
-        return ranks if on_cpu else list(range(self.device, self.device + ranks))
+    @property
+    def ranks(self) -> int:
+        """How many processes train a network together."""
+        return self.devices * self.num_nodes
 
-    def make_trainer(self, callbacks: Sequence[Callback] = (), ranks: int = 1, **arguments: Any) -> lightning.Trainer:
-        """A silent Lightning trainer without loggers (see `Metrics`). Its ranks never wait for each other."""
-        if ranks > 1:
-            arguments |= {"strategy": IndependentRanks(start_method="spawn"), "use_distributed_sampler": False}
+    @property
+    def spawned(self) -> bool:
+        """Whether each training is done by processes of its own."""
+        return self.ranks > 1 and launcher() is None
+
+    def check_ranks(self) -> None:
+        """Raise `ConfigError` unless the devices that shall train together are there."""
+        environment = launcher()
+        if environment is not None:
+            started, asked = environment.world_size(), f"{self.devices} x {self.num_nodes}"
+            require(
+                self.ranks == started, "trainer.devices x trainer.num_nodes", asked, f"the {started} ranks launched"
+            )
+            require(self.dream_devices == 1, "trainer.dream_devices", self.dream_devices, "1 with launched ranks")
+        elif self.num_nodes > 1:
+            raise ConfigError(
+                f"trainer.num_nodes must be 1 where one process is started, got {self.num_nodes}: torchrun or SLURM "
+                "start the ranks of several machines (docs/runs.md)."
+            )
+        if self.ranks == 1:
+            return
+        require(self.accelerator != "mps", "trainer.accelerator", self.accelerator, "cpu or gpu with several devices")
+        if not self._on_cpu:
+            found = max(0, torch.cuda.device_count() - self.device)
+            require(self.devices <= found, "trainer.devices", self.devices, f"at most {found} here")
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.accelerator == "cpu" or (self.accelerator == "auto" and not torch.cuda.is_available())
+
+    def _devices(self, ranks: int = 1) -> int | list[int]:
+        return ranks if self._on_cpu else list(range(self.device, self.device + ranks))
+
+    def make_trainer(
+        self, callbacks: Sequence[Callback] = (), ranks: int = 1, strategy: Strategy | None = None, **arguments: Any
+    ) -> lightning.Trainer:
+        """A silent Lightning trainer without loggers (see `Metrics`), for so many of this machine's devices.
+
+        Without a `strategy` they never wait for each other.
+        """
+        if ranks > 1 and strategy is None:
+            strategy = IndependentRanks(start_method="spawn")
+        if not isinstance(strategy, LaunchedRanks):  # a launcher's environment is for training alone
+            arguments["plugins"] = LightningEnvironment()
         with quiet_lightning():  # it would say which accelerators there are, and advertise
             return lightning.Trainer(
                 accelerator=self.accelerator,
@@ -88,6 +140,8 @@ class TrainerOptions:
                 precision=self.precision,  # type: ignore[arg-type]
                 logger=False,
                 callbacks=list(callbacks),
+                strategy=strategy or "auto",
+                use_distributed_sampler=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 **{"enable_checkpointing": False, **arguments},
@@ -111,13 +165,6 @@ class Workplace:
     name: str = "train"
 
 
-class IndependentRanks(DDPStrategy):
-    """DDP for work without a gradient to share: each rank has batches of its own, of any number."""
-
-    def configure_ddp(self) -> None:
-        """Leave the module unwrapped."""
-
-
 def fit(
     module: SeededTraining, data: SeededDataModule, workplace: Workplace, callbacks: Sequence[Callback] = ()
 ) -> list[dict[str, float]]:
@@ -136,24 +183,50 @@ def fit(
         every_n_train_steps=options.checkpoint_updates,
         enable_version_counter=False,
     )
+    if options.ranks > 1:
+        require_equal_shares(f"{recipe.group}.batch_size", data.batch_size, options.ranks)
     checkpoint, done = _usable_checkpoint(directory)
     home = next(module.parameters()).device
     with Progress(workplace.name, recipe.updates, "updates", done=done) as progress:
 
-        def on_update(update: int, losses: dict[str, float]) -> None:
-            progress.advance(update - progress.done, f"loss {losses['total']:.4g}")
+        def on_row(row: dict[str, float]) -> None:
+            workplace.metrics.log(workplace.name, step_of(row), row)
+            if "total" in row:
+                progress.advance(step_of(row) - progress.done, f"loss {row['total']:.4g}")
 
-        module.on_update, module.metrics, module.name = on_update, workplace.metrics, workplace.name
-        with torch.random.fork_rng(), quiet_lightning(), ExitStack() as layouts:
+        module.on_row, module.name = on_row, workplace.name
+        with torch.random.fork_rng(), ExitStack() as held:
             for network in module.networks:
-                layouts.enter_context(channels_last_for_training(network, data.example()))
-            trainer = options.make_trainer(
-                [*callbacks, saver], enable_checkpointing=True, max_steps=recipe.updates, max_epochs=1
-            )
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+                held.enter_context(channels_last_for_training(network, data.example()))
+            if options.spawned:
+                callbacks = [*callbacks, held.enter_context(other_processes(module, data))]
+            training = partial(_train, module, data, [*callbacks, saver], options, checkpoint)
+            if options.ranks > 1 and not options.spawned:
+                on_all_ranks(training)
+            else:
+                training()
     module.to(home)
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return module.history
+
+
+def _train(
+    module: SeededTraining,
+    data: SeededDataModule,
+    callbacks: Sequence[Callback],
+    options: TrainerOptions,
+    checkpoint: str | None,
+) -> None:
+    """Fit `module`: what every rank does that a launcher started, and otherwise the caller alone."""
+    strategy: Strategy | None = None
+    if options.ranks > 1:
+        strategy = JointRanks() if options.spawned else LaunchedRanks()
+    with quiet_lightning():
+        trainer = options.make_trainer(
+            callbacks, options.devices, strategy, num_nodes=options.num_nodes, enable_checkpointing=True,
+            max_steps=module.recipe.updates, max_epochs=1,
+        )  # fmt: skip
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
 
 
 def _usable_checkpoint(directory: Path) -> tuple[str | None, int]:
@@ -168,24 +241,3 @@ def _usable_checkpoint(directory: Path) -> tuple[str | None, int]:
         path.unlink()
         return None, 0
     return str(path), done
-
-
-@contextmanager
-def quiet_lightning():
-    """Without Lightning's advice, which does not apply to in-memory data and our own progress display."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
-        warnings.filterwarnings("ignore", message=".*module.* in eval mode at the start of training.*")
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # the data module is
-        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

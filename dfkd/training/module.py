@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from dfkd.errors import TrainingError
 from dfkd.seeding import derive_seed
-from dfkd.training.metrics import Metrics, step_of
 from dfkd.training.optimizer import OptimizerRecipe, make_optimizer
+from dfkd.training.ranks import ALONE, Ranks
 
 
 class SeededTraining(lightning.LightningModule):
     """Trains `network` by `losses` over augmented batches.
 
     Before each update the global generators are seeded by (seed, update), so that augmentation and dropout are the
-    same whether or not the training was interrupted before it. A row of the mean losses is kept, and logged, for every
-    `record_every` updates; the rows travel in the checkpoint.
+    same whether or not the training was interrupted before it. A row of the mean losses is kept for every
+    `record_every` updates; the rows travel in the checkpoint. On several ranks each learns from its share of every
+    batch (`share`), and the losses are those of the whole.
 
     Args:
         network: what is trained, in place.
@@ -30,8 +31,9 @@ class SeededTraining(lightning.LightningModule):
 
     Attributes:
         name: of the training in logs; it has no say in what comes out.
-        metrics: told each row.
+        on_row: told the values of a row as they arise, and their `update`.
         history: the rows.
+        ranks: those that train together.
     """
 
     def __init__(self, network: nn.Module, recipe: OptimizerRecipe, seed: int) -> None:
@@ -40,11 +42,14 @@ class SeededTraining(lightning.LightningModule):
         self.recipe = recipe
         self.seed = seed
         self.name = "train"
-        self.metrics = Metrics()
-        self.on_update: Callable[[int, dict[str, float]], None] | None = None  # is told each row
+        self.on_row: Callable[[dict[str, float]], None] | None = None
+        self.ranks = ALONE
         self.history: list[dict[str, float]] = []
         self.record_every = max(1, min(10, recipe.updates // 20))
         self._pending: list[dict[str, Tensor]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"on_row": None}  # what the caller is told by may not fit into another process
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -59,6 +64,12 @@ class SeededTraining(lightning.LightningModule):
         optimizer, schedule = make_optimizer(self.network, self.recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def setup(self, stage: str) -> None:
+        self.ranks = Ranks(self.trainer.world_size, self.trainer.global_rank)
+        if self.ranks.count > 1:  # handed to several processes of one machine, the tensors are in memory they share
+            for tensor in (*self.parameters(), *self.buffers()):
+                tensor.data = tensor.data.clone()
+
     def on_fit_start(self) -> None:
         self.train()  # Lightning keeps the mode it finds, and a loaded network is in eval mode
 
@@ -68,12 +79,18 @@ class SeededTraining(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         losses = self.losses(images.float(), labels)
-        self._pending.append({name: value.detach() for name, value in losses.items()})
+        self._pending.append({name: self.ranks.mean(value.detach()) for name, value in losses.items()})
         # Recorded here and not at the batch's end: checkpoints are taken then, and should hold this row.
         update = self.global_step + 1
         if update % self.record_every == 0 or update == self.recipe.updates:
             self._record(update)
         return losses["total"]
+
+    def share(self, images: Tensor) -> Tensor:
+        """This rank's part of a batch that all ranks augmented alike; what is drawn from here on is its own."""
+        if self.ranks.count > 1:
+            torch.manual_seed(derive_seed(self.seed, "update", self.global_step, self.ranks.own))
+        return self.ranks.share(images)
 
     def _record(self, update: int) -> None:
         names = self._pending[0]
@@ -85,14 +102,13 @@ class SeededTraining(lightning.LightningModule):
                 f"{self.recipe.group}.learning_rate or set {self.recipe.group}.warmup_updates."
             )
         self.history.append({"update": update})
-        self.add_to_row({"update": update, **row})
-        if self.on_update is not None:
-            self.on_update(update, row)
+        self.add_to_row(row)
 
     def add_to_row(self, values: dict[str, float]) -> None:
-        """Record and log further `values` of the update that was recorded last."""
+        """Record further `values` of the update that was recorded last."""
         self.history[-1] |= values
-        self.metrics.log(self.name, step_of(self.history[-1]), values)
+        if self.on_row is not None:
+            self.on_row({"update": self.history[-1]["update"], **values})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history
@@ -127,6 +143,7 @@ class TeacherStudentModule(SeededTraining):
         return self._teacher[0]
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         self._teacher_home = next(self.teacher.parameters()).device
 
     def on_fit_start(self) -> None:

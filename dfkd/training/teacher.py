@@ -11,6 +11,7 @@ from dfkd.errors import require
 from dfkd.training.augmentation import augment
 from dfkd.training.module import SeededTraining
 from dfkd.training.optimizer import OptimizerRecipe
+from dfkd.training.ranks import whole_batch_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,11 @@ class TeacherTraining(SeededTraining):
     recipe: TeacherRecipe
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.network(augment(images, self.recipe.crop_padding, self.recipe.flip))
+        images, labels = (
+            self.share(augment(images, self.recipe.crop_padding, self.recipe.flip)),
+            self.ranks.share(labels),
+        )
+        with whole_batch_norm(self.network, self.ranks):
+            logits = self.network(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         return {"total": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
