@@ -27,6 +27,7 @@ from dfkd.incremental import ClassIncrementalLearning, IncrementalRecipe, Paired
 from dfkd.models import CifarResNet
 from dfkd.models.classifier import extend_classifier
 from dfkd.pruning import prune_by_global_magnitude, sparsity
+from dfkd.quantization import QuantizationRecipe
 from dfkd.training.data import Stream
 from dfkd.training.fit import TrainerOptions, Workplace, fit
 from dfkd.training.teacher import TeacherRecipe, TeacherTraining
@@ -52,16 +53,16 @@ def prune(network: nn.Module, share: float) -> None:
 def recovered(teacher, dreams, tmp_path):
     """Recovers a student on some ranks; gives its weights and history."""
 
-    def recover(ranks: int, directory: str = "", pruning=prune, **changes):
+    def recover(ranks: int, directory: str = "", pruning=prune, quantization=None, **changes):
         settings = {"updates": UPDATES, "batch_size": 16, "learning_rate": 0.01, "crop_padding": 1, "gradual": 0}
         recipe = DistillationRecipe(**settings | {"cutmix": 0.5, "label_weight": 0.1} | changes)
         student = copy.deepcopy(teacher) if recipe.gradual else dfkd.prune(teacher, 0.8)
         history = recover_student(
             student, teacher, DreamDataModule(dreams, Stream(16, UPDATES, seed=3)), recipe,
             workplace(tmp_path / (directory or str(ranks)), ranks), pruning if recipe.gradual else None,
-            TensorDataset(dreams.images.flip(3), dreams.labels),
+            TensorDataset(dreams.images.flip(3), dreams.labels), quantization,
         )  # fmt: skip
-        assert sparsity(student) == pytest.approx(0.8, abs=2e-3)
+        assert sparsity(student) == pytest.approx(0.8, abs=2e-3) or quantization is not None
         return student.state_dict(), history
 
     return recover
@@ -78,6 +79,16 @@ def test_two_ranks_recover_the_student_that_one_recovers(recovered, mode, gradua
     one, two = (recovered(ranks, batch_norm=mode, gradual=gradual) for ranks in (1, 2))
     assert_same(one, two)
     assert {"total", "features", "labels", "held_out_kl"} <= set(two[1][-1])
+
+
+def test_a_quantised_student_is_that_of_one_rank_but_for_what_lies_between_two_values_of_a_grid(recovered):
+    recipe = QuantizationRecipe(weight_bits=4, input_bits=4)
+    ends = (recovered(ranks, quantization=recipe, gradual=0.5, optimizer="sgd", batch_norm="live") for ranks in (1, 2))
+    (one, first), (two, second) = ends
+    assert second[-1]["total"] == pytest.approx(first[-1]["total"], rel=0.02)
+    for name, value in one.items():
+        alike = torch.isclose(two[name].double(), value.double(), rtol=0.01, atol=1e-4).double().mean()
+        assert alike > (0.9 if value.dim() > 1 else 0.6), name
 
 
 @pytest.mark.parametrize("changes", [{"weight_averaging": 0.9, "gradual": 0.5}, {"patience": 1, "learning_rate": 0.5}])
