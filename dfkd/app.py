@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from dfkd import config, plan, store
+from dfkd import config, plan, store_command
 from dfkd.budget import options_within
 from dfkd.deployment import benchmark, export, use
 from dfkd.errors import DfkdError
@@ -28,14 +28,14 @@ from dfkd.experiment_config import checked_experiment, make_experiment, with_opt
 from dfkd.files import write_json, write_text
 from dfkd.reporting import report
 from dfkd.reporting.result import view
-from dfkd.reporting.run_directory import BUDGET, CONFIG, RESULT, occupied, publish, write_status
+from dfkd.reporting.run_directory import ARTIFACTS, BUDGET, CONFIG, RESULT, occupied, publish, write_status
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.reporting.so_far import tell
 from dfkd.stages import Runner
 from dfkd.stopping import stoppable
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment
-from dfkd.tasks.task import Plan, parts_of, record, run_stages, settings_of
+from dfkd.tasks.task import Plan, parts_of, record, run_stages, settings_of, stages_up_to
 from dfkd.training.metrics import Metrics
 
 log = logging.getLogger("dfkd")
@@ -78,6 +78,7 @@ def _run(
     place = run_dir / ".next" if (run_dir / RESULT).exists() else run_dir  # not beside an earlier result, until it ends
     for directory in {run_dir / ".next", place}:
         write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))
+    write_json(run_dir / ARTIFACTS, {stage.name: stage.identity() for stage in stages_up_to(plan, cfg.stage)})
     torch.manual_seed(experiment.seed)
     runner = Runner(Store(Path(cfg.store)), experiment.options, metrics)
     parts = parts_of(plan)
@@ -146,7 +147,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "benchmark": benchmark.main,
     "predict": use.predict,
     "evaluate": use.evaluate,
-    "store": store.main,
+    "store": store_command.main,
 }
 
 
