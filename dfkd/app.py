@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dfkd import config, plan, store_command
-from dfkd.budget import options_within
+from dfkd.budget import WITHIN, options_within
 from dfkd.deployment import benchmark, export, use
 from dfkd.errors import DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
@@ -104,18 +104,29 @@ def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> D
     They are kept in the run's directory: the same run, when it continues, does what it began.
     """
     kept, of = run_dir / BUDGET, config.config_hash(cfg)
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    if known.get("configuration") != of:
-        known = {"configuration": of, "options": options_within(experiment, cfg.seconds)}
-        write_json(kept, known)
-    return with_options(cfg, known["options"])
+    options = _kept_options(kept, of)
+    if options is None:
+        options = options_within(experiment, cfg.seconds)
+        write_json(kept, {"configuration": of, "options": options})
+    return with_options(cfg, options)
+
+
+def _kept_options(path: Path, configuration: str) -> dict[str, int] | None:
+    """The options of this configuration in the file; None where it holds others, or anything but those two numbers."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        options = known["options"]
+        sound = set(options) == set(WITHIN) and all(type(value) is int and value > 0 for value in options.values())
+        return options if sound and known["configuration"] == configuration else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _metrics(cfg: DictConfig, run_dir: Path) -> Metrics:
     if not cfg.logger:
         return Metrics()
     logger = config.instantiate("logger", cfg.logger, save_dir=str(run_dir))
-    logger.log_hyperparams(config.plain(cfg))
+    logger.log_hyperparams(config.shown(cfg))
     return Metrics([logger])
 
 
@@ -154,9 +165,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def main() -> None:
     """Entry point of the console script `dfkd`: one of `COMMANDS`, or a run by Hydra.
 
-    A user's own modules are found in the current folder.
+    A user's own modules are found in the current folder, after all that is installed: a file of another's in it, such
+    as `onnx.py`, is not taken for a package.
     """
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
     config.register()
     try:

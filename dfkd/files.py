@@ -76,12 +76,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         with safe_open(path, framework="pt") as file:
             envelope = json.loads((file.metadata() or {}).get(ENVELOPE, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
+        text = envelope.get("notes", "")
+        if envelope.get("sha256") != _checksum(tensors, text):
+            raise ArtifactError(f"{path} does not match its checksum: it was changed or damaged.")
+        return tensors, json.loads(text)
+    except (SafetensorError, OSError, ValueError, AttributeError, TypeError, RecursionError, MemoryError) as error:
         raise ArtifactError(f"{path} is missing or damaged ({error}).") from error
-    text = envelope.get("notes", "")
-    if envelope.get("sha256") != _checksum(tensors, text):
-        raise ArtifactError(f"{path} does not match its checksum: it was changed or damaged.")
-    return tensors, json.loads(text)
 
 
 def _checksum(tensors: Mapping[str, Tensor], notes: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -162,10 +162,14 @@ def sweep(tmp_path_factory) -> Path:
 
 
 def command(
-    arguments: list[str], directory: Path, check: bool = True, timeout: float = 300
+    arguments: list[str],
+    directory: Path,
+    check: bool = True,
+    timeout: float = 300,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `dfkd ARGUMENTS` in a process of its own, standing in `directory`."""
-    done = running.run(arguments, directory, QUIET, timeout)
+    """Run `dfkd ARGUMENTS` in a process of its own, standing in `directory`, with further environment variables."""
+    done = running.run(arguments, directory, {**QUIET, **(environment or {})}, timeout)
     if check and done.returncode:
         pytest.fail(f"dfkd {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
     return done

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 
 from dfkd.errors import ConfigError
 from dfkd.files import write_json
 from dfkd.locking import is_locked, locked
+from dfkd.run_config import load_run_config
 from dfkd.store import Product, Store
 
 RESULT = "result.json"
@@ -111,8 +111,13 @@ def product_of(directory: Path, stage: str, store: Path | None = None) -> Produc
     for needed in (RESULT, CONFIG):
         if not (directory / needed).is_file():
             raise ConfigError(f"run must be the directory of a finished run, got {directory}: it has no {needed}.")
-    identity = str(json.loads((directory / RESULT).read_text(encoding="utf-8"))["artifacts"][stage])
-    place = store or Path(str(OmegaConf.load(directory / CONFIG).store))
+    try:
+        identity = str(json.loads((directory / RESULT).read_text(encoding="utf-8"))["artifacts"][stage])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{directory / RESULT} must name what the run made, but cannot be read ({error!r})."
+        ) from error
+    place = store or Path(str(load_run_config(directory / CONFIG).store))
     found = Store(place).named(identity)
     if found is None:
         raise ConfigError(f"store must hold {identity}, of {directory}, got {place}. Give the store's folder.")
