@@ -35,7 +35,7 @@ DEMO = ["experiment=demo", "trainer.accelerator=cpu"]
 JOBS = {
     "recovery": DEMO,
     "streaming transfer": [
-        *DEMO, "task=transfer", "distillation=transfer", "distillation.updates=300", "streaming.every=60",
+        *DEMO, "task=transfer", "distillation=transfer", "distillation.updates=300", "streaming.every=60", "controls=[]",
         "inversion.competition_weight=1",
     ],
 }  # fmt: skip

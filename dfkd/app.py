@@ -23,7 +23,7 @@ from rich.table import Table
 from dfkd import config, plan, store_command
 from dfkd.budget import WITHIN, options_within
 from dfkd.deployment import benchmark, export, use
-from dfkd.errors import DfkdError
+from dfkd.errors import ArtifactError, DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text
 from dfkd.reporting import report
@@ -59,7 +59,9 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, stages, metrics, run_dir)
         except BaseException as error:
-            if isinstance(error, DfkdError):
+            if isinstance(error, ArtifactError):
+                log.error("%s Run the same command again: what is missing or damaged is made again.", error)
+            elif isinstance(error, DfkdError):
                 log.error("%s", error)
             else:
                 log.exception("The run failed.")
@@ -180,7 +182,10 @@ def main() -> None:
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
     except OSError as error:
-        sys.exit(f"dfkd: error: {error}. Check that run_dir and store are folders that can be written to.")
+        sys.exit(
+            f"dfkd: error: {error}. Check that run_dir and store are folders that can be written to, with room. What "
+            "was finished is kept: the same command then continues."
+        )
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"dfkd: error: {_reasons(error)}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")  # as PyTorch says it
+
 
 class DfkdError(Exception):
     """Base of every error that `dfkd` raises on purpose."""
@@ -36,6 +38,17 @@ class TrainingError(DfkdError):
 
 class ArtifactError(DfkdError):
     """A stored file is damaged, or the store cannot be written."""
+
+
+class MemoryShortageError(DfkdError):
+    """Memory ran out while something was made; what was finished is kept."""
+
+
+def is_memory_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in Python, in PyTorch or on a device."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    )
 
 
 def require(condition: bool, option: str, value: object, allowed: str) -> None:
