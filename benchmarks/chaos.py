@@ -35,8 +35,8 @@ DEMO = ["experiment=demo", "trainer.accelerator=cpu"]
 JOBS = {
     "recovery": DEMO,
     "streaming transfer": [
-        *DEMO, "task=transfer", "distillation=transfer", "distillation.updates=300", "streaming.every=60", "controls=[]",
-        "inversion.competition_weight=1",
+        *DEMO, "task=transfer", "controls=[]", "distillation=transfer", "distillation.updates=300",
+        "streaming.every=60", "inversion.competition_weight=1",
     ],
 }  # fmt: skip
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
