@@ -138,29 +138,26 @@ def test_two_sweeps_at_once_make_everything_once(tmp_path):
 
 
 def _with_little_memory(options: list[str], root: str, moment: str, said) -> None:
-    made = experiments.experiment(*options)
-    plan = TASKS[made.task].plan(made)
-    used = 1024 * int(
-        next(line for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line).split()[1]
-    )
-
     def ended(part: str) -> None:
         if part == moment:
-            resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, resource.RLIM_INFINITY))
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            used = 1024 * int(status["VmSize"].split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, resource.RLIM_INFINITY))
 
     try:
-        run_stages(plan, Runner(Store(Path(root)), made.options), "evaluate", ended)
+        made = experiments.experiment(*options)
+        run_stages(TASKS[made.task].plan(made), Runner(Store(Path(root)), made.options), "evaluate", ended)
         said.put("nothing")
     except MemoryShortageError as error:
         said.put(str(error))
-    except BaseException as error:
+    except Exception as error:
         said.put(repr(error))
 
 
 @pytest.mark.parametrize(("stage", "before", "kept"), [("dream", "teacher", "teacher"), ("recover", "prune", "dreams")])
 def test_memory_that_runs_out_names_the_remedy_and_costs_nothing_finished(stage, before, kept, tmp_path):
-    options = ["inversion.num_images=4096", "inversion.batch_size=4096", "distillation.updates=6"]
-    options += ["distillation.batch_size=4096", "model.width=16", "controls=[]"]
+    options = ["inversion.num_images=2048", "inversion.batch_size=2048", "inversion.num_held_out=0", "controls=[]"]
+    options += ["distillation.updates=6", "distillation.batch_size=2048", "model.width=8"]
     said = FORKS.Queue()
     process = FORKS.Process(target=_with_little_memory, args=(options, str(tmp_path), before, said))
     process.start()
