@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow bench chaos lint clean
 
 demo: .venv/installed  ## the main job on the embedded default, in runs/demo
 	$(BIN)/dfkd experiment=demo run_dir=runs/demo
@@ -16,6 +16,9 @@ test-slow: .venv/installed  ## real runs on CIFAR-10 (JPEG), where it is at hand
 bench: .venv/installed  ## speed and memory of an inversion step, and what dreams give back, into benchmarks/ and docs/
 	$(BIN)/python -W ignore benchmarks/inversion_step.py
 	$(BIN)/python -W ignore benchmarks/restored_by_dreams.py
+
+chaos: .venv/installed  ## twenty kills at random moments of whole runs, which end as undisturbed ones; half an hour
+	$(BIN)/python benchmarks/chaos.py
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .

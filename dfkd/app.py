@@ -20,22 +20,22 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from dfkd import config, plan, store
-from dfkd.budget import options_within
+from dfkd import config, plan, store_command
+from dfkd.budget import WITHIN, options_within
 from dfkd.deployment import benchmark, export, use
-from dfkd.errors import DfkdError
+from dfkd.errors import ArtifactError, DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text
 from dfkd.reporting import report
 from dfkd.reporting.result import view
-from dfkd.reporting.run_directory import BUDGET, CONFIG, RESULT, occupied, publish, write_status
+from dfkd.reporting.run_directory import ARTIFACTS, BUDGET, CONFIG, RESULT, occupied, publish, write_status
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.reporting.so_far import tell
 from dfkd.stages import Runner
 from dfkd.stopping import stoppable
 from dfkd.store import Store, check_writable
 from dfkd.tasks import TASKS, Experiment
-from dfkd.tasks.task import Plan, parts_of, record, run_stages, settings_of
+from dfkd.tasks.task import Plan, parts_of, record, run_stages, settings_of, stages_up_to
 from dfkd.training.launched import first_of_the_launched
 from dfkd.training.metrics import Metrics
 
@@ -60,7 +60,9 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, stages, metrics, run_dir)
         except BaseException as error:
-            if isinstance(error, DfkdError):
+            if isinstance(error, ArtifactError):
+                log.error("%s Run the same command again: what is missing or damaged is made again.", error)
+            elif isinstance(error, DfkdError):
                 log.error("%s", error)
             else:
                 log.exception("The run failed.")
@@ -79,6 +81,7 @@ def _run(
     place = run_dir / ".next" if (run_dir / RESULT).exists() else run_dir  # not beside an earlier result, until it ends
     for directory in {run_dir / ".next", place}:
         write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))
+    write_json(run_dir / ARTIFACTS, {stage.name: stage.identity() for stage in stages_up_to(plan, cfg.stage)})
     torch.manual_seed(experiment.seed)
     runner = Runner(Store(Path(cfg.store)), experiment.options, metrics)
     parts = parts_of(plan)
@@ -106,18 +109,29 @@ def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> D
     They are kept in the run's directory: the same run, when it continues, does what it began.
     """
     kept, of = run_dir / BUDGET, config.config_hash(cfg)
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    if known.get("configuration") != of:
-        known = {"configuration": of, "options": options_within(experiment, cfg.seconds)}
-        write_json(kept, known)
-    return with_options(cfg, known["options"])
+    options = _kept_options(kept, of)
+    if options is None:
+        options = options_within(experiment, cfg.seconds)
+        write_json(kept, {"configuration": of, "options": options})
+    return with_options(cfg, options)
+
+
+def _kept_options(path: Path, configuration: str) -> dict[str, int] | None:
+    """The options of this configuration in the file; None where it holds others, or anything but those two numbers."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        options = known["options"]
+        sound = set(options) == set(WITHIN) and all(type(value) is int and value > 0 for value in options.values())
+        return options if sound and known["configuration"] == configuration else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _metrics(cfg: DictConfig, run_dir: Path) -> Metrics:
     if not cfg.logger:
         return Metrics()
     logger = config.instantiate("logger", cfg.logger, save_dir=str(run_dir))
-    logger.log_hyperparams(config.plain(cfg))
+    logger.log_hyperparams(config.shown(cfg))
     return Metrics([logger])
 
 
@@ -149,16 +163,17 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "benchmark": benchmark.main,
     "predict": use.predict,
     "evaluate": use.evaluate,
-    "store": store.main,
+    "store": store_command.main,
 }
 
 
 def main() -> None:
     """Entry point of the console script `dfkd`: one of `COMMANDS`, or a run by Hydra.
 
-    A user's own modules are found in the current folder.
+    A user's own modules are found in the current folder, after all that is installed: a file of another's in it, such
+    as `onnx.py`, is not taken for a package.
     """
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path.append(str(Path.cwd()))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
     config.register()
     try:
@@ -172,7 +187,10 @@ def main() -> None:
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
     except OSError as error:
-        sys.exit(f"dfkd: error: {error}. Check that run_dir and store are folders that can be written to.")
+        sys.exit(
+            f"dfkd: error: {error}. Check that run_dir and store are folders that can be written to, with room. What "
+            "was finished is kept: the same command then continues."
+        )
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"dfkd: error: {_reasons(error)}")
 

@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 # The share of dreaming. ResNet-20's runs in docs/results.md spent 8 to 19 % so; shares were not compared.
 SHARE = 1 / 6
 LEAST_UPDATES = 20
+WITHIN = ("inversion.num_images", "distillation.updates")  # the options that follow from the seconds
 
 
 def split(e: Experiment, seconds: float, costs: Costs) -> dict[str, int]:

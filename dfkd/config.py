@@ -20,13 +20,13 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.incremental import IncrementalRecipe
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.quantization import QuantizationRecipe
+from dfkd.run_config import load_run_config, require_trusted
 from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.teacher import TeacherRecipe
@@ -137,14 +137,15 @@ def read(path: Path) -> DictConfig:
     """The configuration that a run wrote into its directory, with the types that composing had given it.
 
     Raises:
-        ConfigError: it is none, or has options that this version does not know.
+        ConfigError: it is none, has options that this version does not know, or names code that is not trusted.
     """
+    written = load_run_config(path)
+    require_trusted(written, path)
     try:
-        written = cast(DictConfig, OmegaConf.load(path))
         if OmegaConf.is_interpolation(written, "name"):  # of the experiment's file, which only Hydra knew
             written.name = path.resolve().parent.name
         return cast(DictConfig, OmegaConf.merge(_schema(), written))
-    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise ConfigError(f"{path} must hold a run's configuration, but: {error}") from error
 
 
@@ -232,6 +233,19 @@ def require_complete(cfg: DictConfig) -> None:
 def plain(node: Any) -> Any:
     """A configuration node as plain lists and dicts, interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True)
+
+
+def shown(cfg: DictConfig) -> Any:
+    """A configuration as `plain`, but what comes from the environment stays a reference: it may be a secret."""
+
+    def unresolved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: unresolved(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [unresolved(item) for item in value]
+        return value.replace("${", r"\${") if isinstance(value, str) and "oc.env" in value else value
+
+    return plain(OmegaConf.create(unresolved(OmegaConf.to_container(cfg))))
 
 
 def typed(node: DictConfig) -> Any:

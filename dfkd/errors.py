@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "bad_alloc")  # as PyTorch says it
 
 
 class DfkdError(Exception):
@@ -37,6 +40,17 @@ class ArtifactError(DfkdError):
     """A stored file is damaged, or the store cannot be written."""
 
 
+class MemoryShortageError(DfkdError):
+    """Memory ran out while something was made; what was finished is kept."""
+
+
+def is_memory_shortage(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in Python, in PyTorch or on a device."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    )
+
+
 def require(condition: bool, option: str, value: object, allowed: str) -> None:
     """Raise `ConfigError` naming `option`, its `value` and what is `allowed`, unless `condition` holds."""
     if not condition:
@@ -58,3 +72,9 @@ def listing(names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def printable(name: object) -> str:
+    """A path, or a message with one, as one line of text that any terminal and any file takes."""
+    text = str(name).encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda control: repr(control[0])[1:-1], text)

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dfkd import config
-from dfkd.errors import ConfigError, DataError, require
+from dfkd.errors import ConfigError, DataError, listing, require
 from dfkd.models.input_spec import InputSpec
 from dfkd.models.probe import Network
 from dfkd.pruning.method import PruningMethod
@@ -22,7 +22,9 @@ from dfkd.stages.networks import Weights
 from dfkd.store import Store
 from dfkd.tasks import TASKS, Plan
 from dfkd.tasks.experiment import Experiment, Teacher, Verifier
-from dfkd.tasks.task import Task, check_images
+from dfkd.tasks.task import Task, check_images, stages_up_to
+
+SMALL_RUN = 2**26  # bytes of the networks, checkpoints and pictures of a small run
 
 
 def make_experiment(cfg: DictConfig) -> Experiment:
@@ -90,30 +92,38 @@ def checked_experiment(cfg: DictConfig, run_dir: Path | None) -> tuple[Experimen
     experiment = make_experiment(cfg)
     task, products = TASKS[experiment.task], Store(Path(cfg.store))
     refuse_ignored(task, cfg)
-    _check_space(experiment, Path(cfg.store), run_dir)
     task.check(experiment, experiment.check())
     plan = task.plan(experiment)
     check_images(plan, cfg.stage)
-    products.check_writable()
+    _check_store(products, plan, cfg.stage, experiment)
+    if run_dir is not None:
+        _check_space("run_dir", run_dir, SMALL_RUN)
     products.tell_of_older()
     return experiment, plan
 
 
-def _check_space(e: Experiment, store: Path, run_dir: Path | None) -> None:
+def _check_store(store: Store, plan: Plan, last: str, e: Experiment) -> None:
+    """Raise `ConfigError` where the store has no room for what it lacks; one that has all may be read-only, or full."""
     channels, height, width = e.spec.image_shape
     images = e.inversion.num_images + e.inversion.num_held_out
-    # float16 dreams, and as much again for networks, checkpoints and pictures of a small run
-    places = {"store": (store, images * channels * height * width * 2 + 2**26)}
-    if run_dir is not None:
-        places["run_dir"] = (run_dir, 2**26)
-    for option, (directory, needed) in places.items():
-        directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(directory).free
-        if free < needed:
-            raise ConfigError(
-                f"{option} must have {needed / 2**20:.0f} MiB free, got {free / 2**20:.0f} MiB in {directory}. "
-                f"Make room, choose another folder with {option}=..., or lower inversion.num_images."
-            )
+    try:
+        store.check_writable()
+        _check_space("store", store.root, images * channels * height * width * 2 + SMALL_RUN)  # float16 dreams
+    except ConfigError as error:
+        stages = stages_up_to(plan, last)
+        missing = [stage.name for stage in stages if store.find(stage.kind, stage.determined_by) is None]
+        if missing:
+            raise ConfigError(f"{error} Of what this run needs, it has no {listing(missing)}.") from error
+
+
+def _check_space(option: str, directory: Path, needed: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise ConfigError(
+            f"{option} must have {needed / 2**20:.0f} MiB free, got {free / 2**20:.0f} MiB in {directory}. "
+            f"Make room, choose another folder with {option}=..., or lower inversion.num_images."
+        )
 
 
 def _network(group: str, node: DictConfig, spec: InputSpec) -> Network:

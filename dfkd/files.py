@@ -23,6 +23,8 @@ from dfkd.errors import ArtifactError
 ENVELOPE = "dfkd"
 GZIP = b"\x1f\x8b"  # how a compressed file begins
 LARGEST = 2**31  # bytes that one may hold
+DAMAGED = (SafetensorError, OSError, EOFError, zlib.error, ValueError, AttributeError, TypeError, RecursionError,
+           MemoryError)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -81,12 +83,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
         with _uncompressed(path) as plain, safe_open(plain, framework="pt") as file:
             envelope = json.loads((file.metadata() or {}).get(ENVELOPE, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, EOFError, zlib.error, ValueError) as error:
+        text = envelope.get("notes", "")
+        if envelope.get("sha256") != _checksum(tensors, text):
+            raise ArtifactError(f"{path} does not match its checksum: it was changed or damaged.")
+        return tensors, json.loads(text)
+    except DAMAGED as error:
         raise ArtifactError(f"{path} is missing or damaged ({error}).") from error
-    text = envelope.get("notes", "")
-    if envelope.get("sha256") != _checksum(tensors, text):
-        raise ArtifactError(f"{path} does not match its checksum: it was changed or damaged.")
-    return tensors, json.loads(text)
 
 
 @contextlib.contextmanager

@@ -2,31 +2,28 @@
 
 Layout: `ROOT/KIND/KEY/` holds the product's files and `artifact.json` (what determines it, notes, seconds and the
 checksums of its files), written last. `KEY.partial/` is a product in the making, which a killed run leaves and the next
-one continues. `KEY.lock` lets one process make a product while others wait for it.
+one continues. `KEY.lock` lets one process make a product while others wait for it (`dfkd.locking`). The command is in
+`dfkd.store_command`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from dfkd.errors import ArtifactError, ConfigError
 from dfkd.files import file_checksum, size_text, write_json, write_text
+from dfkd.locking import locked
 
 log = logging.getLogger(__name__)
 
@@ -77,35 +74,63 @@ class Store:
                 returns notes as plain JSON.
 
         Raises:
+            ConfigError: it is not there, and the store cannot be written to.
             What `make` raises; the folder then stays for the next call.
         """
         key = product_key(kind, determined_by)
         final = self.root / kind / key
-        partial = final.with_name(f"{key}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(final.with_name(f"{key}.lock"), kind):
+        found = self.named(f"{kind}/{key}")  # without a lock: what is finished never changes
+        if found is not None:
+            return found
+        try:
+            self.check_writable()
+        except ConfigError as error:
+            raise ConfigError(f"{error} It has no whole {kind} of this run.") from error
+        final.parent.mkdir(exist_ok=True)
+
+        def wait(holder: str) -> None:
+            log.info("%s: %s is making the same one; waiting for it.", kind, holder)
+
+        with locked(final.with_name(f"{key}.lock"), wait) as died:
             found = self._find(kind, key, final)
             if found is not None:
                 return found
-            partial.mkdir(exist_ok=True)
-            clock = _Clock(partial / "seconds")
-            with clock:
-                notes = make(partial)
-            seconds = round(clock.total, 3)
-            clock.path.unlink(missing_ok=True)
-            for leftover in partial.rglob(".*"):
-                leftover.unlink()  # the temporary file of a killed writer
-            files = sorted(path for path in partial.rglob("*") if path.is_file())
-            manifest = {
-                "version": VERSION,
-                "kind": kind,
-                "determined_by": determined_by,
-                "notes": notes,
-                "seconds": seconds,
-                "files": {str(path.relative_to(partial)): file_checksum(path) for path in files},
-            }
-            write_json(partial / MANIFEST, manifest | {"checksum": _digest(manifest)})
-            partial.replace(final)
+            if died is not None:
+                log.info("%s: %s ended before it had made it; going on from what it left.", kind, died)
+            try:
+                return self._make(kind, key, determined_by, make)
+            except OSError:
+                # A file system whose locks do not reach other machines let two of them make it: the first counts.
+                found = self.named(f"{kind}/{key}")
+                if found is None:
+                    raise
+                shutil.rmtree(final.with_name(f"{key}.partial"), ignore_errors=True)
+                return found
+
+    def _make(
+        self, kind: str, key: str, determined_by: dict[str, Any], make: Callable[[Path], dict[str, Any]]
+    ) -> Product:
+        final = self.root / kind / key
+        partial = final.with_name(f"{key}.partial")
+        partial.mkdir(exist_ok=True)
+        clock = _Clock(partial / "seconds")
+        with clock:
+            notes = make(partial)
+        seconds = round(clock.total, 3)
+        clock.path.unlink(missing_ok=True)
+        for leftover in partial.rglob(".*"):
+            leftover.unlink()  # the temporary file of a killed writer
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = {
+            "version": VERSION,
+            "kind": kind,
+            "determined_by": determined_by,
+            "notes": notes,
+            "seconds": seconds,
+            "files": {str(path.relative_to(partial)): file_checksum(path) for path in files},
+        }
+        write_json(partial / MANIFEST, manifest | {"checksum": _digest(manifest)})
+        partial.replace(final)
         return Product(kind, key, final, notes, seconds, reused=False)
 
     def find(self, kind: str, determined_by: dict[str, Any]) -> Product | None:
@@ -138,6 +163,8 @@ class Store:
         No key of one version is a key of another, so products of an older version are never used.
         """
         for directory in sorted(self.root.glob("*/*/")):
+            if directory.is_symlink():
+                continue  # no product of this store
             if (directory / MANIFEST).is_file():
                 yield directory, _version(directory)
             elif directory.suffix == ".partial":
@@ -156,10 +183,11 @@ class Store:
         if found:
             log.warning(
                 "The store %s holds %s of products that an older version made. They are not used: their keys left out "
-                "some of what determines them. `dfkd store %s --remove-older` removes them.",
+                "some of what determines them. `dfkd store gc %s --older` lists them, and removes them with --yes.",
                 self.root, size_text(sum(map(folder_size, found))), self.root,
             )  # fmt: skip
-        marker.touch()
+        with contextlib.suppress(OSError):  # a store that is only read
+            marker.touch()
 
 
 def folder_size(directory: Path) -> int:
@@ -180,9 +208,9 @@ def check_writable(directory: Path, option: str) -> None:
         ) from error
 
 
-def product_key(kind: str, determined_by: dict[str, Any]) -> str:
+def product_key(kind: str, determined_by: dict[str, Any], version: int = VERSION) -> str:
     """The key of a product: equal for equal content whatever its order, different for different content."""
-    return _digest({"kind": kind, "determined_by": determined_by, "version": VERSION})[:20]
+    return _digest({"kind": kind, "determined_by": determined_by, "version": version})[:20]
 
 
 def _digest(content: Any) -> str:
@@ -192,43 +220,29 @@ def _digest(content: Any) -> str:
 def _version(directory: Path) -> int:
     try:
         return int(json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("version", 1))
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return 0
 
 
 def _read(kind: str, key: str, directory: Path) -> Product:
     """The product in a folder (`ArtifactError` where it is not there or not whole)."""
-    manifest = _read_manifest(directory)
-    return Product(kind, key, directory, manifest["notes"], manifest["seconds"], reused=True)
-
-
-def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         checksum = manifest.pop("checksum")
         if checksum != _digest(manifest):
             raise ArtifactError(f"{path} does not match its checksum: it was changed or damaged.")
+        if key != product_key(manifest["kind"], manifest["determined_by"], manifest["version"]):
+            raise ArtifactError(f"{path} is that of another product: it was moved here.")
         for name, expected in manifest["files"].items():
-            if file_checksum(directory / name) != expected:
-                raise ArtifactError(f"{directory / name} does not match its checksum: it was changed or damaged.")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+            file = directory / name
+            if not file.resolve().is_relative_to(directory.resolve()) or not file.is_file():
+                raise ArtifactError(f"{path} names {name!r}, which is no file of this product.")
+            if file_checksum(file) != expected:
+                raise ArtifactError(f"{file} does not match its checksum: it was changed or damaged.")
+        return Product(kind, key, directory, dict(manifest["notes"]), float(manifest["seconds"]), reused=True)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{directory} is incomplete or damaged ({error}).") from error
-    return manifest
-
-
-@contextmanager
-def _locked(path: Path, kind: str) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("%s: another process is making the same artifact; waiting for it.", kind)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Clock:
@@ -251,32 +265,3 @@ class _Clock:
             return float(self.path.read_text())
         except (OSError, ValueError):  # there is none, or a full disk left it empty: seconds are not worth a run
             return 0.0
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Entry point of `dfkd store`."""
-    parser = argparse.ArgumentParser(prog="dfkd store", description="What the store holds, and how much of it is old.")
-    default = os.environ.get("DFKD_STORE", "artifacts")
-    parser.add_argument("store", type=Path, nargs="?", default=Path(default), metavar="DIR", help=f"default: {default}")
-    parser.add_argument("--remove-older", action="store_true", help="remove products of older versions, never used")
-    parsed = parser.parse_args(arguments)
-    if not parsed.store.is_dir():
-        raise ConfigError(f"dfkd store: DIR must be a folder, got {parsed.store}, which is not there.")
-    store = Store(parsed.store)
-    older = store.older()
-    sizes: dict[str, list[int]] = {}
-    for directory, _ in store.products():
-        label = f"{directory.parent.name}, of an older version" if directory in older else directory.parent.name
-        sizes.setdefault(f"{label}, unfinished" if directory.suffix == ".partial" else label, []).append(
-            folder_size(directory)
-        )
-    for label, found in sorted(sizes.items()):
-        print(f"{label}: {len(found)}, {size_text(sum(found))}")
-    freed = sum(map(folder_size, older))
-    if parsed.remove_older:
-        for directory in older:
-            shutil.rmtree(directory)
-            directory.with_name(f"{directory.name}.lock").unlink(missing_ok=True)
-        print(f"Removed {size_text(freed)} of older versions.")
-    elif older:
-        print(f"{size_text(freed)} are of older versions and never used: dfkd store {parsed.store} --remove-older")

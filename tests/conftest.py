@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import lightning
@@ -48,6 +50,45 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the folder {SHARED.name} beside the repository")
     return SHARED
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """Gives a folder on a file system of its own with so much room, for instance `8m`."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Path:
+        place = tmp_path / "small_disk"
+        place.mkdir()
+        _mount(["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)])
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def read_only() -> Callable[[Path], AbstractContextManager[None]]:
+    """Makes a folder read-only within a context, for root as well."""
+
+    @contextmanager
+    def mounted(directory: Path) -> Iterator[None]:
+        _mount(["--bind", str(directory), str(directory)])
+        try:
+            _mount(["-o", "remount,ro,bind", str(directory)])
+            yield
+        finally:
+            subprocess.run(["umount", str(directory)], check=True)
+
+    return mounted
+
+
+def _mount(arguments: list[str]) -> None:
+    done = subprocess.run(["mount", *arguments], text=True, capture_output=True)
+    if done.returncode:
+        pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
 
 
 LARGE = ("resnet34", "resnet50", "wide_resnet50_2")
@@ -121,10 +162,14 @@ def sweep(tmp_path_factory) -> Path:
 
 
 def command(
-    arguments: list[str], directory: Path, check: bool = True, timeout: float = 300
+    arguments: list[str],
+    directory: Path,
+    check: bool = True,
+    timeout: float = 300,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `dfkd ARGUMENTS` in a process of its own, standing in `directory`."""
-    done = running.run(arguments, directory, QUIET, timeout)
+    """Run `dfkd ARGUMENTS` in a process of its own, standing in `directory`, with further environment variables."""
+    done = running.run(arguments, directory, {**QUIET, **(environment or {})}, timeout)
     if check and done.returncode:
         pytest.fail(f"dfkd {' '.join(arguments)} failed:\n{done.stdout}\n{done.stderr}")
     return done

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import shutil
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from running import FORKS
 
 from dfkd.errors import ConfigError
 from dfkd.store import MANIFEST, Store, product_key
-from dfkd.store import main as store_command
 
 
 def maker(calls: list[str], content: str = "product"):
@@ -88,9 +91,8 @@ def _make_slowly(root: str, results) -> None:
 
 
 def test_two_processes_that_want_the_same_product_make_it_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_make_slowly, args=(str(tmp_path), results)) for _ in range(2)]
+    results = FORKS.Queue()
+    processes = [FORKS.Process(target=_make_slowly, args=(str(tmp_path), results)) for _ in range(2)]
     for process in processes:
         process.start()
     assert sorted(results.get(timeout=60) for _ in processes) == [False, True]
@@ -138,16 +140,78 @@ def test_products_of_an_older_version_are_told_once_and_never_used(older, caplog
     older.tell_of_older()
     older.tell_of_older()
     assert caplog.text.count("holds 3.0 KiB of products that an older version made") == 1
-    assert "--remove-older" in caplog.text
+    assert f"dfkd store gc {older.root} --older" in caplog.text
     assert older.obtain("kind", {}, maker([])).reused
 
 
-def test_the_command_says_what_the_store_holds_and_removes_what_is_old(older, capsys):
-    store_command([str(older.root)])
-    said = capsys.readouterr().out
-    assert "kind: 1, " in said and "kind, of an older version: 1, 3.0 KiB" in said and "kind, unfinished: 1" in said
-    store_command([str(older.root), "--remove-older"])
-    assert "Removed 3.0 KiB" in capsys.readouterr().out
-    assert not (older.root / "kind" / "0123").exists() and older.obtain("kind", {}, maker([])).reused
-    with pytest.raises(ConfigError, match="which is not there"):
-        store_command([str(older.root / "nowhere")])
+def test_what_is_there_is_used_without_writing_and_what_is_not_is_refused(tmp_path, read_only):
+    made = Store(tmp_path / "store").obtain("kind", {"a": 1}, maker([]))
+    with read_only(tmp_path / "store"):
+        store = Store(tmp_path / "store")
+        assert store.obtain("kind", {"a": 1}, maker([])).reused
+        with pytest.raises(ConfigError, match=r"store must be a folder that can be written to.*no whole kind"):
+            store.obtain("kind", {"a": 2}, maker([]))
+    assert made.directory.is_dir()
+
+
+def _hold(root: str, begun, go) -> None:
+    def make(directory: Path):
+        (directory / "half.txt").write_text("half")
+        begun.put(os.getpid())
+        go.get()
+        (directory / "file.txt").write_text("product")
+        return {"by": os.getpid()}
+
+    Store(Path(root)).obtain("kind", {}, make)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that makes a product of the store, its number, and the queue that lets it end."""
+    begun, go = FORKS.Queue(), FORKS.Queue()
+    process = FORKS.Process(target=_hold, args=(str(tmp_path), begun, go))
+    process.start()
+    yield process, begun.get(timeout=60), go
+    process.kill()
+    process.join()
+
+
+def test_who_waits_is_told_for_whom(tmp_path, holder, caplog):
+    _, number, go = holder
+    caplog.set_level("INFO")
+    threading.Timer(1.0, go.put, [None]).start()
+    product = Store(tmp_path).obtain("kind", {}, maker([]))
+    assert product.reused and product.notes == {"by": number}
+    assert f"process {number} on {socket.gethostname()} is making the same one; waiting for it." in caplog.text
+
+
+def test_a_holder_that_died_is_named_and_its_product_continued(tmp_path, holder, caplog):
+    process, number, _ = holder
+    caplog.set_level("INFO")
+    process.kill()
+    process.join()
+    calls: list[str] = []
+    product = Store(tmp_path).obtain("kind", {}, maker(calls))
+    assert calls and (product.directory / "half.txt").read_text() == "half"
+    assert f"process {number} on {socket.gethostname()} ended before it had made it" in caplog.text
+
+
+def test_where_locks_do_not_hold_the_first_product_counts(tmp_path, holder):
+    """Two machines whose file system keeps `flock` to each of them: here, the lock's file is another one."""
+    process, _, go = holder
+    next((tmp_path / "kind").glob("*.lock")).unlink()
+    first = Store(tmp_path).obtain("kind", {}, maker([]))
+    go.put(None)
+    process.join(60)
+    assert process.exitcode == 0  # it found the first
+    assert Store(tmp_path).obtain("kind", {}, maker([])).notes == first.notes == {"note": "product"}
+    assert len(list((tmp_path / "kind").glob("*/"))) == 1
+
+
+def test_a_product_that_was_moved_under_another_key_is_not_taken_for_it(tmp_path):
+    store = Store(tmp_path)
+    good, other = (store.obtain("kind", {"a": number}, maker([], str(number))) for number in (1, 2))
+    shutil.rmtree(good.directory)
+    other.directory.rename(good.directory)
+    assert store.find("kind", {"a": 1}) is None
+    assert store.obtain("kind", {"a": 1}, maker([], "1")).notes == {"note": "1"}

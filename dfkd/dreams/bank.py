@@ -82,6 +82,8 @@ class DreamBank:
     def read(self, index: int) -> tuple[Dreams, list[dict[str, float]]]:
         """Batch `index` and the history of its inversion (`ArtifactError` if missing or damaged)."""
         tensors, history = load_tensors(self.path(index))
+        if set(tensors) != set(TENSORS) or len({len(tensor) for tensor in tensors.values()}) != 1:
+            raise ArtifactError(f"{self.path(index)} holds no batch of dreams.")
         return _dreams(tensors), history
 
     def missing(self, count: int) -> list[int]:

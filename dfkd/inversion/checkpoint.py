@@ -100,10 +100,10 @@ class BatchCheckpoint:
             return None
         try:
             tensors, notes = load_tensors(self.path)
-        except ArtifactError as error:
+            on_cpu = ("generator", "moments.step")
+            found: dict[str, Any] = {name: v if name in on_cpu else v.to(device) for name, v in tensors.items()}
+            moments = {name.removeprefix("moments."): found.pop(name) for name in tensors if name not in IMAGES}
+            return BatchState(**found, **notes, moments=moments)
+        except (ArtifactError, TypeError) as error:
             log.warning("%s This batch starts again.", error)
             return None
-        on_cpu = ("generator", "moments.step")
-        found: dict[str, Any] = {name: v if name in on_cpu else v.to(device) for name, v in tensors.items()}
-        moments = {name.removeprefix("moments."): found.pop(name) for name in tensors if name not in IMAGES}
-        return BatchState(**found, **notes, moments=moments)

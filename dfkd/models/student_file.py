@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from dfkd.errors import ArtifactError
 from dfkd.files import load_tensors, save_tensors
 from dfkd.models.batch_norm import batch_norm_layers, teacher_channels
 from dfkd.models.weights import load_state
@@ -91,6 +92,8 @@ def _from_bits(bits: Tensor, count: int) -> Tensor:
 def _unpacked(state: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
     full = {name: tensor for name, tensor in state.items() if name.removesuffix(PRESENT) not in shapes}
     for name, shape in shapes.items():
+        if math.prod(shape) > 8 * len(state[name + PRESENT]):  # before the memory is taken
+            raise IndexError(f"{name} has fewer bits than values")
         values = state[name].new_zeros(math.prod(shape))
         values[_from_bits(state[name + PRESENT], len(values))] = state[name]
         full[name] = values.view(shape)
@@ -109,22 +112,25 @@ def load_student(path: str | Path, model: nn.Module) -> nn.Module:
         WeightsError: the file belongs to another network, of another architecture, width or number of classes.
     """
     state, notes = load_tensors(Path(path))
-    notes = notes or {}
-    state = _unpacked(state, notes.get("packed", {}))
-    shapes = notes.get("teacher_shapes", {})
-    # Only a layer that is as its teacher's was may get another size: all other differences are of another network.
-    whole = {key: list(value.shape) for key, value in model.state_dict().items()}
-    _resize(model, {key: state[key] for key, shape in shapes.items() if whole.get(key) == shape})
-    attach(model, notes.get("quantization", {}))
-    for name, (quantized, _) in quantized_layers(model).items() if notes.get("integers") else []:
-        scale = state[f"{name}.quantizer.weight_scale"]
-        state[f"{name}.weight"] = from_integers(quantized, scale, state[f"{name}.weight"])
-    load_state(model, state, str(path))
-    note_teacher_shapes(model, shapes)
-    kept = notes.get("teacher_channels", {})
-    for name, layer in batch_norm_layers(model).items():
-        if name in kept:
-            layer.teacher_channels = torch.tensor(kept[name])
+    try:
+        notes = notes or {}
+        state = _unpacked(state, notes.get("packed", {}))
+        shapes = notes.get("teacher_shapes", {})
+        # Only a layer that is as its teacher's was may get another size: all other differences are of another network.
+        whole = {key: list(value.shape) for key, value in model.state_dict().items()}
+        _resize(model, {key: state[key] for key, shape in shapes.items() if whole.get(key) == shape})
+        attach(model, notes.get("quantization", {}))
+        for name, (quantized, _) in quantized_layers(model).items() if notes.get("integers") else []:
+            scale = state[f"{name}.quantizer.weight_scale"]
+            state[f"{name}.weight"] = from_integers(quantized, scale, state[f"{name}.weight"])
+        load_state(model, state, str(path))
+        note_teacher_shapes(model, shapes)
+        kept = notes.get("teacher_channels", {})
+        for name, layer in batch_norm_layers(model).items():
+            if name in kept:
+                layer.teacher_channels = torch.tensor(kept[name])
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ArtifactError(f"{path} does not say how its tensors make a student ({error!r}).") from error
     return model.eval()
 
 

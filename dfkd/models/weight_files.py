@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dfkd.errors import WeightsError, listing
+from dfkd.files import size_text
 
 # Containers and numbers that training tools put beside the weights; none of them runs code when it is read.
 HARMLESS: list[Any] = [
@@ -81,7 +83,23 @@ def _read_safetensors(path: Path, option: str) -> Any:
     return tensors | {left_out: tensors[kept] for left_out, kept in shared.items() if kept in tensors}
 
 
+def _require_no_zip_bomb(path: Path, option: str) -> None:
+    """PyTorch stores its tensors as they are, but reads what is compressed, however large it becomes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # no archive, or one that is damaged
+    size = path.stat().st_size
+    if unpacked > 8 * size + 2**24:
+        raise WeightsError(
+            f"{option}: {path} has {size_text(size)}, which become {size_text(unpacked)} when unpacked, so it was "
+            "refused. Save the weights again by `torch.save(model.state_dict(), path)`, which does not compress."
+        )
+
+
 def _read_pytorch(path: Path, option: str) -> Any:
+    _require_no_zip_bomb(path, option)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
@@ -97,7 +115,10 @@ def _read_pytorch(path: Path, option: str) -> Any:
             "was refused. Save the weights alone where you trust the file: "
             "`torch.save(model.state_dict(), path)` or `safetensors.torch.save_file(model.state_dict(), path)`."
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (
+        OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError,
+        MemoryError,
+    ) as error:  # fmt: skip
         if "TorchScript" in str(error):
             raise WeightsError(
                 f"{option}: {path} holds a TorchScript network. Save its weights alone: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -97,8 +98,10 @@ def _state_of(model: nn.Module, weights: str, model_recipe: Mapping[str, Any], o
         )
     try:
         published = torchvision.models.get_model_weights(model_recipe["name"])
-        state = dict(published[weights.removeprefix(TORCHVISION)].get_state_dict(progress=True, check_hash=True))
-    except (KeyError, ValueError, OSError) as error:
+        entry = published[weights.removeprefix(TORCHVISION)]
+        # A file that is in PyTorch's cache already is not compared with its digest.
+        state = dict(entry.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (KeyError, ValueError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"{option}={weights} could not be had ({type(error).__name__}: {error}). It needs a torchvision "
             "model group, one of its weights' names (DEFAULT, IMAGENET1K_V1, ...), and a network."

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from dfkd.models.layers import WeightedLayer
+from dfkd.quantization.recipe import BITS
 
 
 class LayerQuantizer(nn.Module):
@@ -118,10 +119,15 @@ def quantized_layers(model: nn.Module) -> dict[str, tuple[WeightedLayer, LayerQu
 
 
 def attach(model: nn.Module, bits: Mapping[str, tuple[int, int]]) -> None:
-    """Give layers of `model`, by module path, quantisers of so many bits for weight and input, in place."""
+    """Give layers of `model`, by module path, quantisers of so many bits for weight and input, in place.
+
+    Raises:
+        TypeError, AttributeError: a file named layers or bits that there are not.
+    """
     for name, (weight_bits, input_bits) in bits.items():
         layer = model.get_submodule(name)
-        assert isinstance(layer, WeightedLayer)
+        if not isinstance(layer, WeightedLayer) or weight_bits not in BITS or input_bits not in BITS:
+            raise TypeError(f"{name}, a {type(layer).__name__}, cannot compute in {weight_bits} and {input_bits} bits.")
         weight = layer.weight
         quantizer = LayerQuantizer(weight.shape[channel_axis(layer)], weight_bits, input_bits).to(weight.device)
         layer.quantizer = quantizer

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dfkd.errors import DataError, listing
+from dfkd.errors import DataError, listing, printable
 from dfkd.models.input_spec import InputSpec
 from dfkd.real_data.access import RealImages, Split
 from dfkd.real_data.classes import check_classes
-from dfkd.real_data.pixels import DECODING, MODES, decode, strict_about_size, to_tensor
-from dfkd.real_data.scan import printable, scan
+from dfkd.real_data.pixels import DECODING, MODES, decode, formats, strict_about_size, to_tensor
+from dfkd.real_data.scan import scan
 from dfkd.real_data.transforms import Normalise
 
 log = logging.getLogger(__name__)
@@ -151,8 +151,8 @@ def _warn_of_number_order(names: Sequence[str], only: Sequence[int]) -> None:
 
 def image_endings() -> set[str]:
     """How the names of images end, in all formats that PIL opens."""
-    endings = Image.registered_extensions()  # which loads all formats
-    return {ending for ending, name in endings.items() if name in Image.OPEN}
+    known = formats()
+    return {ending for ending, name in Image.registered_extensions().items() if name in known}
 
 
 def _images_of(folder: Path, name: str) -> list[str]:
@@ -160,7 +160,12 @@ def _images_of(folder: Path, name: str) -> list[str]:
     endings = image_endings()
     found: list[str] = []
     other: list[str] = []
-    for directory, _, files in os.walk(folder / name, followlinks=True):
+    seen: set[str] = set()
+    for directory, below, files in os.walk(folder / name, followlinks=True):
+        if os.path.realpath(directory) in seen:  # a link that leads back
+            below.clear()
+            continue
+        seen.add(os.path.realpath(directory))
         for file in files:
             path = os.path.relpath(os.path.join(directory, file), folder)  # noqa: PTH118 (walk gives text)
             (found if Path(file).suffix.lower() in endings else other).append(path)

@@ -33,7 +33,7 @@ def decode(content: bytes, channels: int) -> np.ndarray:
         DataError: the file is damaged, too large, or there is no one right value for its pixels; the reason alone.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=formats()) as image:
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # of a stereo photo, the first is the photo
                 raise DataError(f"it holds {image.n_frames} pictures: save the one that counts")  # type: ignore[attr-defined]
             image.load()
@@ -46,6 +46,12 @@ def decode(content: bytes, channels: int) -> np.ndarray:
         raise
     except Exception as error:  # a damaged file makes PIL's readers raise anything
         raise DataError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def formats() -> list[str]:
+    """The formats that PIL opens by itself; for PostScript it would run an interpreter on the file."""
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
 
 
 @contextmanager

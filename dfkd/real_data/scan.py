@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dfkd.errors import DataError, listing
+from dfkd.errors import DataError, listing, printable
 from dfkd.files import write_text
 from dfkd.real_data.pixels import DECODING, decode, strict_about_size
 from dfkd.training.progress import Progress
@@ -143,8 +143,3 @@ def cache_folder() -> Path:
     if own := os.environ.get("DFKD_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfkd"
-
-
-def printable(name: object) -> str:
-    """A path, or a message with one, as text that any terminal and any file takes."""
-    return str(name).encode("utf-8", "backslashreplace").decode()

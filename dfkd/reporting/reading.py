@@ -14,6 +14,7 @@ from dfkd.errors import ConfigError
 from dfkd.reporting.run_directory import BENCHMARK, CONFIG, EXPORT, RESULT, STATUS, is_occupied, settled
 from dfkd.reporting.settings import LABELS, OPTION
 from dfkd.reporting.students import network_scores, student_of
+from dfkd.run_config import load_run_config
 
 # What does not change what a run finds out, or is told by a column of its own.
 NOT_AN_OPTION = ("seed", "controls", "name", "run_dir", "store", "stage", "benchmark", "logger.", "trainer.")
@@ -21,6 +22,7 @@ BUT_AN_OPTION = ("trainer.precision",)
 OF_DREAMS = tuple(OPTION + group for group in ("teacher.", "model.", "input.", "inversion."))
 OF_VERIFIERS = OPTION + "verifier."
 ONE_IMAGE = "batch 1, 1 thread"  # of what `dfkd benchmark` measures
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a file that is not a run's
 
 
 class Runs(NamedTuple):
@@ -57,14 +59,18 @@ def read_runs(directories: Sequence[str | Path]) -> Runs:
             if not settled(run) or not (run / RESULT).exists():
                 others.append({"run": str(run), **_attempt(run)})
                 continue
-            result = json.loads((run / RESULT).read_text(encoding="utf-8"))
-            setting = _setting(run, result)
-            row = {name: value for name, value in setting.items() if not name.startswith(OF_VERIFIERS)}
-            if result.get("task") == "class_incremental":
-                incremental += [row | {"network": name, **scores} for name, scores in result["scores"].items()]
-            else:
-                students.append(row | _student(result) | _on_device(run, result))
-            dreams.append(_dreams(setting, result))
+            try:
+                result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+                setting = _setting(run, result)
+                row = {name: value for name, value in setting.items() if not name.startswith(OF_VERIFIERS)}
+                dream = _dreams(setting, result)
+                if result.get("task") == "class_incremental":
+                    incremental += [row | {"network": name, **scores} for name, scores in result["scores"].items()]
+                else:
+                    students.append(row | _student(result) | _on_device(run, result))
+                dreams.append(dream)
+            except DAMAGED as error:
+                others.append({"run": str(run), "status": "damaged", "why": f"{type(error).__name__}: {error}"})
     return Runs(
         students=_once(students, "artifact"),
         incremental=_once(incremental, "artifact", "network"),
@@ -77,12 +83,12 @@ def _attempt(run: Path) -> dict[str, str]:
     """What became of a run without a result."""
     try:
         status = json.loads((run / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found, why = str(status["status"]), str(status.get("error") or f"stage={status.get('stage', '')}")
+    except DAMAGED:
         return {"status": "unknown", "why": f"{STATUS} cannot be read"}
-    found = status["status"]
     if found == "running" and not is_occupied(run):
         found = "killed"
-    return {"status": found, "why": status.get("error") or f"stage={status.get('stage', '')}"}
+    return {"status": found, "why": why}
 
 
 def _once(rows: list[dict[str, Any]], *identity: str) -> pd.DataFrame:
@@ -93,7 +99,7 @@ def _once(rows: list[dict[str, Any]], *identity: str) -> pd.DataFrame:
 
 
 def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
-    options = pd.json_normalize(OmegaConf.to_container(OmegaConf.load(run / CONFIG)))  # type: ignore[arg-type]
+    options = pd.json_normalize(OmegaConf.to_container(load_run_config(run / CONFIG)))  # type: ignore[arg-type]
     options = options.drop(columns=_idle(options))
     row: dict[str, Any] = {
         OPTION + str(name): str(value)
@@ -102,7 +108,7 @@ def _setting(run: Path, result: dict[str, Any]) -> dict[str, Any]:
         and (name in BUT_AN_OPTION or not str(name).startswith(NOT_AN_OPTION))
     }
     artifacts = result["artifacts"]
-    learned = next(stage for stage in ("recover", "transfer", "learn") if stage in artifacts)
+    learned = [stage for stage in ("recover", "transfer", "learn") if stage in artifacts][0]  # noqa: RUF015 (IndexError)
     row["setting"] = result.get("setting", "")  # the oldest results do not tell it
     row |= {"artifact": artifacts[learned], "run": str(run), "experiment": result["experiment"], "seed": result["seed"]}
     return row | {name: result["choices"].get(name, "none" if name == "quantization" else None) for name in LABELS}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dfkd.errors import printable
 from dfkd.files import write_text
 from dfkd.reporting.figures import save_figure
 from dfkd.reporting.plots import SCORES, learning_plot, recovery_plot, time_plot
@@ -95,13 +96,14 @@ def _spread(values: pd.Series, scale: float = 100) -> str:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    cells = [
-        [str(name) for name in table.columns],
-        ["---"] * len(table.columns),
-        *table.astype(str).to_numpy().tolist(),
-    ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+    """A table in Markdown; what a file of a run says stays within its cell."""
+    rows = [[str(name) for name in table.columns], *table.astype(str).to_numpy().tolist()]
+    head, *body = (f"| {' | '.join(map(_cell, row))} |\n" for row in rows)
+    return head + f"| {' | '.join(['---'] * len(table.columns))} |\n" + "".join(body)
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|")
 
 
 def write_report(directories: Sequence[str | Path], out: Path) -> str:

@@ -9,24 +9,25 @@ early leaves an earlier result as it was.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 
 from dfkd.errors import ConfigError
 from dfkd.files import write_json
+from dfkd.locking import is_locked, locked
+from dfkd.run_config import load_run_config
 from dfkd.store import Product, Store
 
 RESULT = "result.json"
 CONFIG = "config.yaml"
 STATUS = "status.json"
+LOCK = ".lock"
+ARTIFACTS = "artifacts.json"  # what the run needs of the store, named before it begins
 BUDGET = "within_seconds.json"
 SO_FAR = "so_far.json"  # what is known before there is a result
 EXPORT = "export.json"  # what `dfkd export` found out
@@ -44,36 +45,22 @@ def occupied(directory: Path) -> Iterator[None]:
     Raises:
         ConfigError: another run has it.
     """
-    lock, holder = FileLock(directory / ".lock"), directory / ".holder"
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+
+    def refuse(holder: str) -> None:
         raise ConfigError(
-            f"run_dir must be a folder that no other run is using, got {directory} ({who} is running in it). Wait for "
-            "it, or choose another with run_dir=..."
-        ) from error
-    try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            f"run_dir must be a folder that no other run is using, got {directory} ({holder} is running in it). Wait "
+            "for it, or choose another with run_dir=..."
+        )
+
+    with locked(directory / LOCK, refuse):
         settle(directory)
         shutil.rmtree(directory / ".next", ignore_errors=True)
         yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
 
 
 def is_occupied(directory: Path) -> bool:
     """Whether a run is going on in the directory."""
-    if not (directory / ".lock").exists():
-        return False
-    lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
-        return True
-    lock.release()
-    return False
+    return is_locked(directory / LOCK)
 
 
 def publish(directory: Path) -> None:
@@ -87,7 +74,7 @@ def settled(directory: Path) -> bool:
     if not (directory / ".complete").is_dir():
         return True
     try:
-        with FileLock(directory / ".lock", timeout=SECONDS_TO_SETTLE):
+        with FileLock(directory / LOCK, timeout=SECONDS_TO_SETTLE):
             settle(directory)
     except (Timeout, OSError):  # a run is busy with it, or the folder is read-only
         return False
@@ -126,8 +113,13 @@ def product_of(directory: Path, stage: str, store: Path | None = None) -> Produc
     for needed in (RESULT, CONFIG):
         if not (directory / needed).is_file():
             raise ConfigError(f"run must be the directory of a finished run, got {directory}: it has no {needed}.")
-    identity = str(json.loads((directory / RESULT).read_text(encoding="utf-8"))["artifacts"][stage])
-    place = store or Path(str(OmegaConf.load(directory / CONFIG).store))
+    try:
+        identity = str(json.loads((directory / RESULT).read_text(encoding="utf-8"))["artifacts"][stage])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{directory / RESULT} must name what the run made, but cannot be read ({error!r})."
+        ) from error
+    place = store or Path(str(load_run_config(directory / CONFIG).store))
     found = Store(place).named(identity)
     if found is None:
         raise ConfigError(f"store must hold {identity}, of {directory}, got {place}. Give the store's folder.")

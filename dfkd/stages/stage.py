@@ -13,9 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from dfkd.errors import MemoryShortageError, is_memory_shortage
 from dfkd.store import Product, Store, product_key
 from dfkd.training.fit import TrainerOptions, Workplace
 from dfkd.training.metrics import Metrics
+
+REMEDY = (
+    "What was finished is kept. Lower inversion.batch_size where dreams are made, distillation.batch_size where a "
+    "student learns, teacher.training.batch_size where a teacher does; or free memory and run the same command again."
+)
 
 Inputs = Mapping[str, Any]
 Notes = dict[str, Any]
@@ -117,7 +123,12 @@ class Runner:
             options = replace(self.options, precision=stage.recipe.precision)
 
             def make(directory: Path) -> Notes:
-                return stage.make(stage.recipe, inputs, Workplace(directory, options, self.metrics, stage.name))
+                try:
+                    return stage.make(stage.recipe, inputs, Workplace(directory, options, self.metrics, stage.name))
+                except (RuntimeError, MemoryError) as error:
+                    if is_memory_shortage(error):
+                        raise MemoryShortageError(f"{stage.name}: memory ran out ({error}). {REMEDY}") from error
+                    raise
 
             product = self.store.obtain(stage.kind, stage.determined_by, make)
             if product.reused:

@@ -71,10 +71,14 @@ def run_stages(plan: Plan, runner: Runner, last: str, ended: Callable[[str], Non
             return
 
 
+def stages_up_to(plan: Plan, last: str) -> list[Stage]:
+    """The stages of a plan, up to and with those of the part `last`."""
+    return [stage for part in list(plan)[: list(plan).index(last) + 1] for stage in plan[part]]
+
+
 def check_images(plan: Plan, last: str) -> None:
     """Find out now whether all real images that the parts up to `last` will open can be used (`DataError`)."""
-    parts = list(plan)[: list(plan).index(last) + 1]
-    for stage in (stage for part in parts for stage in plan[part]):
+    for stage in stages_up_to(plan, last):
         for source in stage.inputs.values():
             if isinstance(source, Images):
                 source.data.check(source.purpose)
