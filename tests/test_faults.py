@@ -45,7 +45,7 @@ def test_a_disk_that_is_full_names_the_remedy_and_the_same_command_continues(mom
     def fill() -> None:
         while not list(place.glob(f"artifacts/{moment}/*.partial")):
             time.sleep(0.002)
-        with (place / "filler").open("wb") as filler:
+        with (place / "filler").open("wb", buffering=0) as filler:
             try:
                 while True:
                     filler.write(bytes(2**16))
