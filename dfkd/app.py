@@ -40,6 +40,7 @@ from dfkd.training.launched import first_of_the_launched
 from dfkd.training.metrics import Metrics
 
 log = logging.getLogger("dfkd")
+config.register()  # on import: the jobs of a sweep may run in processes that never come to `main`
 
 
 def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
@@ -175,7 +176,6 @@ def main() -> None:
     """
     sys.path.append(str(Path.cwd()))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
-    config.register()
     try:
         if sys.argv[1:] and sys.argv[1] in COMMANDS:
             COMMANDS[sys.argv[1]](sys.argv[2:])

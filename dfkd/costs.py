@@ -61,6 +61,7 @@ def measured(e: Experiment, teacher: nn.Module | None = None) -> Costs:
         teacher: with its weights, where they are known: its dreams tell how often they are restarted. Without them, it
             is measured with random weights and never restarted.
     """
+    e = replace(e, options=replace(e.options, devices=1, num_nodes=1))  # starting ranks takes longer than what is timed
     with torch.random.fork_rng():
         batch, iterations = _batch(e, teacher)
         return Costs(batch=batch, update=_update(e), iterations=iterations)
@@ -68,6 +69,7 @@ def measured(e: Experiment, teacher: nn.Module | None = None) -> Costs:
 
 def measured_in_full(e: Experiment, teacher: nn.Module | None) -> Costs:
     """`measured`, and beside it what training a teacher and evaluation cost, and the memory that all of it took."""
+    e = replace(e, options=replace(e.options, devices=1, num_nodes=1))
     costs = measured(e, teacher)
     with torch.random.fork_rng():
         trained = _teacher_update(e, e.network.build()) if e.teacher.weights is None else 0.0

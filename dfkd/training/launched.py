@@ -7,6 +7,7 @@ of them, and a machine that fails ends all.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +27,12 @@ Training = Callable[[], None]
 @cache
 def launcher() -> ClusterEnvironment | None:
     """The environment of the launcher that started several ranks; None: this process was started alone."""
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
-        if kind.detect() and (found := kind()).world_size() > 1:
-            return found
-    return None
+    found: ClusterEnvironment | None = None
+    if TorchElasticEnvironment.detect():
+        found = TorchElasticEnvironment()
+    elif "SLURM_STEP_ID" in os.environ and SLURMEnvironment.detect():  # a batch script without srun is one process
+        found = SLURMEnvironment()
+    return found if found is not None and found.world_size() > 1 else None
 
 
 class LaunchedRanks(DDPStrategy):

@@ -225,8 +225,8 @@ LAUNCHERS = {
         "TORCHELASTIC_RUN_ID": "run", "RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "GROUP_RANK": rank,
     },
     "slurm": lambda rank: {
-        "SLURM_JOB_ID": 7, "SLURM_JOB_NAME": "dfkd", "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1, "SLURM_NNODES": 2,
-        "SLURM_PROCID": rank, "SLURM_LOCALID": 0, "SLURM_NODEID": rank,
+        "SLURM_JOB_ID": 7, "SLURM_STEP_ID": 0, "SLURM_JOB_NAME": "dfkd", "SLURM_NTASKS": 2,
+        "SLURM_NTASKS_PER_NODE": 1, "SLURM_NNODES": 2, "SLURM_PROCID": rank, "SLURM_LOCALID": 0, "SLURM_NODEID": rank,
     },
 }  # fmt: skip
 
@@ -238,7 +238,7 @@ def launched(launcher: str, directory: Path, *options: str) -> list[subprocess.C
     def start(rank: int) -> subprocess.CompletedProcess:
         variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **LAUNCHERS[launcher](rank)}
         environment = {"OMP_NUM_THREADS": "1", **{name: str(value) for name, value in variables.items()}}
-        return running.run([*SMALLEST, *LEARNING, "run_dir=run", *options], directory, environment, 120)
+        return running.run([*SMALLEST, *LEARNING, "run_dir=run", *options], directory, environment, 300)
 
     with ThreadPoolExecutor(2) as ranks:
         return list(ranks.map(start, (0, 1)))

@@ -1,0 +1,57 @@
+"""A sweep gives the same results whatever starts its jobs, and each teacher and each bank of dreams is made once."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from conftest import command
+from experiments import LEARNING, SMALLEST
+
+SWEEP = ["-m", *SMALLEST, *LEARNING, "controls=[]", "pruning.amount=0.5,0.9", "run_dir=sweep"]
+RAY = [
+    "hydra.launcher.ray.init.address=null",
+    "hydra.launcher.ray.remote.num_cpus=1",
+    "hydra.launcher.ray.remote.num_gpus=0",
+]
+LAUNCHERS = {
+    "hydra_joblib_launcher": ["hydra/launcher=workstation"],
+    "hydra_submitit_launcher": ["hydra/launcher=submitit_local"],
+    "hydra_ray_launcher": ["hydra/launcher=ray_cluster", *RAY, "+hydra.launcher.ray.init.num_cpus=2"],
+}
+
+
+def results(directory: Path) -> list[dict]:
+    """What the runs of a sweep found, but for what may differ: seconds, and who made what they share."""
+    found = [json.loads(path.read_text()) for path in sorted(directory.glob("sweep/*/result.json"))]
+    return [
+        {key: value for key, value in result.items() if key not in ("timing", "reused", "seconds_of_this_run")}
+        for result in found
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> list[dict]:
+    """The results of the sweep with its jobs one after the other."""
+    directory = tmp_path_factory.mktemp("plain")
+    command(SWEEP, directory)
+    return results(directory)
+
+
+@pytest.mark.parametrize(
+    "plugin", [pytest.param(name, marks=pytest.mark.slow) if "ray" in name else name for name in LAUNCHERS]
+)
+def test_a_sweep_is_the_same_whatever_starts_its_jobs(plugin, plain, tmp_path):
+    pytest.importorskip(f"hydra_plugins.{plugin}")
+    command([*SWEEP, *LAUNCHERS[plugin]], tmp_path)
+    assert len(plain) == 2 and results(tmp_path) == plain
+    for kind in ("teacher", "dreams"):
+        assert len(list(tmp_path.glob(f"artifacts/{kind}/*/artifact.json"))) == 1
+
+
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="needs to lack a launcher")
+def test_a_launcher_that_is_not_installed_is_an_extra(tmp_path):
+    failed = command([*SWEEP, "hydra/launcher=ray_cluster"], tmp_path, check=False)
+    assert failed.returncode and "pip install 'dfkd[ray]'" in failed.stderr
