@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from dfkd.experiment_config import checked_experiment, make_experiment, with_opt
 from dfkd.files import write_json, write_text
 from dfkd.reporting import report
 from dfkd.reporting.result import view
-from dfkd.reporting.run_directory import BUDGET, CONFIG, RESULT, occupied, publish, write_status
+from dfkd.reporting.run_directory import BUDGET, COMMAND, CONFIG, RESULT, occupied, publish, write_status
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.reporting.so_far import tell
 from dfkd.stages import Runner
@@ -78,6 +79,7 @@ def _run(
     place = run_dir / ".next" if (run_dir / RESULT).exists() else run_dir  # not beside an earlier result, until it ends
     for directory in {run_dir / ".next", place}:
         write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))
+        write_text(directory / COMMAND, _command(run_dir))
     torch.manual_seed(experiment.seed)
     runner = Runner(Store(Path(cfg.store)), experiment.options, metrics)
     parts = parts_of(plan)
@@ -95,6 +97,12 @@ def _run(
             log.warning("%s", warning)
     log.info("Files of this run: %s", run_dir)
     return result, runner
+
+
+def _command(run_dir: Path) -> str:
+    """The command line that makes this run again in its directory, be it a job of a sweep."""
+    options = [option for option in HydraConfig.get().overrides.task if not option.startswith("run_dir=")]
+    return shlex.join(["dfkd", *options, f"run_dir={run_dir}"]) + "\n"
 
 
 def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> DictConfig:

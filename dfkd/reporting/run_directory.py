@@ -26,6 +26,7 @@ from dfkd.store import Product, Store
 
 RESULT = "result.json"
 CONFIG = "config.yaml"
+COMMAND = "command.txt"
 STATUS = "status.json"
 BUDGET = "within_seconds.json"
 SO_FAR = "so_far.json"  # what is known before there is a result
