@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,10 @@ from rich.table import Table
 from dfkd import config, plan, store
 from dfkd.budget import options_within
 from dfkd.deployment import benchmark, export, use
-from dfkd.errors import DfkdError
+from dfkd.errors import ConfigError, DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text
+from dfkd.help import full_help, overview
 from dfkd.reporting import report
 from dfkd.reporting.result import view
 from dfkd.reporting.run_directory import BUDGET, COMMAND, CONFIG, RESULT, occupied, publish, write_status
@@ -50,6 +52,7 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
     """
     check_writable(run_dir, "run_dir")
     with occupied(run_dir):
+        is_new = not any(path.is_file() and not path.name.startswith(".") for path in run_dir.iterdir())
         write_status(run_dir, "running", stage=str(cfg.stage))
         metrics = Metrics()
         try:
@@ -60,11 +63,11 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, stages, metrics, run_dir)
         except BaseException as error:
-            if isinstance(error, DfkdError):
-                log.error("%s", error)
+            _log_failure(error)
+            if is_new and isinstance(error, ConfigError) and not (run_dir / CONFIG).exists():
+                shutil.rmtree(run_dir)  # an option was mistyped: nothing was begun
             else:
-                log.exception("The run failed.")
-            write_status(run_dir, "failed", stage=str(cfg.stage), error=f"{type(error).__name__}: {error}")
+                write_status(run_dir, "failed", stage=str(cfg.stage), error=f"{type(error).__name__}: {error}")
             raise
         finally:
             metrics.finish()
@@ -105,6 +108,15 @@ def _command(run_dir: Path) -> str:
     return shlex.join(["dfkd", *options, f"run_dir={run_dir}"]) + "\n"
 
 
+def _log_failure(error: BaseException) -> None:
+    """Into the run's log; not to the screen, where `main` says it, once."""
+    trace = None if isinstance(error, DfkdError) else (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error), (), trace)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> DictConfig:
     """The configuration with as many dreams and updates as there is time for.
 
@@ -136,12 +148,19 @@ def _print_table(result: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 100).print(shown)
 
 
+FAILURES: list[tuple[Path, Exception]] = []  # of the jobs of this process: Hydra would print all their options
+
+
 @hydra.main(version_base="1.3", config_path="pkg://dfkd.conf", config_name="config")
 def _hydra_main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    with stoppable(lambda name: write_status(run_dir, "stopped", stage=str(cfg.stage), signal=name)):
-        result, _ = run(cfg, run_dir)
+    try:
+        with stoppable(lambda name: write_status(run_dir, "stopped", stage=str(cfg.stage), signal=name)):
+            result, _ = run(cfg, run_dir)
+    except Exception as error:
+        FAILURES.append((run_dir, error))
+        return None
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
         return view(result).objective(result)
     return None
@@ -159,7 +178,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main() -> None:
-    """Entry point of the console script `dfkd`: one of `COMMANDS`, or a run by Hydra.
+    """Entry point of the console script `dfkd`: what it can do, one of `COMMANDS`, or a run by Hydra.
 
     A user's own modules are found in the current folder.
     """
@@ -167,11 +186,14 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
     config.register()
     try:
-        if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        if sys.argv[1:] in ([], ["-h"], ["--help"], ["help"]):
+            print(full_help() if sys.argv[1:] else overview(), end="")
+        elif sys.argv[1] in COMMANDS:
             COMMANDS[sys.argv[1]](sys.argv[2:])
         else:
             config.refuse_renamed(sys.argv[1:])
             _hydra_main()
+            _raise_failures()
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
     except OSError as error:
@@ -180,10 +202,18 @@ def main() -> None:
         sys.exit(f"dfkd: error: {_reasons(error)}")
 
 
+def _raise_failures() -> None:
+    for run_dir, error in FAILURES[:-1]:
+        print(f"dfkd: error: {run_dir}: {error}", file=sys.stderr)
+    if FAILURES:
+        raise FAILURES[-1][1]
+
+
 def _reasons(error: BaseException) -> str:
     lines = [str(error).strip()]
     while error.__cause__ is not None:
         error = error.__cause__
         if str(error).strip() not in lines[-1]:
             lines.append(str(error).strip())
-    return config.with_new_names(config.with_quoting("\n".join(lines), sys.argv[1:]))
+    message = config.with_close_name("\n".join(lines))
+    return config.with_new_names(config.with_quoting(message, sys.argv[1:]))
