@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow bench docs lint clean
 
 demo: .venv/installed  ## the main job on the embedded default, in runs/demo
 	$(BIN)/dfkd experiment=demo run_dir=runs/demo
@@ -16,6 +16,10 @@ test-slow: .venv/installed  ## real runs on CIFAR-10 (JPEG), where it is at hand
 bench: .venv/installed  ## speed and memory of an inversion step, and what dreams give back, into benchmarks/ and docs/
 	$(BIN)/python -W ignore benchmarks/inversion_step.py
 	$(BIN)/python -W ignore benchmarks/restored_by_dreams.py
+
+docs: .venv/installed  ## the site, into site/; it opens from the folder
+	$(BIN)/python -m pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .
@@ -31,4 +35,4 @@ lint: .venv/installed  ## style and types
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist site *.egg-info
