@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -81,7 +82,7 @@ def _students(runs: pd.DataFrame, names: Mapping[str, str]) -> list[dict[str, An
     places = {run: number for number, run in enumerate(names)}
     found = []
     for index, row in runs.iterrows():
-        scores = {name: 100 * row[name] for name in NETWORKS if pd.notna(row[name])}
+        scores = {name: 100 * row[name] for name in NETWORKS if _known(row[name]) is not None}
         result = _result(Path(row["run"]))
         found.append({
             "place": places[row["run"]],
@@ -92,14 +93,19 @@ def _students(runs: pd.DataFrame, names: Mapping[str, str]) -> list[dict[str, An
             "model": row["model"],
             "measure": row["measure"],
             "seed": int(row["seed"]),
-            "sparsity": 100 * row["sparsity"],
+            "sparsity": _known(100 * row["sparsity"]),
             **scores,
             "score": scores.get("recovered", scores.get("student")),
-            "seconds": float(row["dream seconds"] + row["learn seconds"]),
-            "kilobytes": row["packed bytes"] / 1000,
+            "seconds": _known(row["dream seconds"] + row["learn seconds"]),
+            "kilobytes": _known(row["packed bytes"] / 1000),
             "doubts": len(result.get("warnings", [])),
         })  # fmt: skip
     return found
+
+
+def _known(value: Any) -> float | None:
+    """A number that JSON can hold; None where it is missing or not finite."""
+    return float(value) if pd.notna(value) and math.isfinite(value) else None
 
 
 def _setting_of_each(runs: pd.DataFrame, labels: list[str], apart_from: list[str] | None = None) -> dict[Any, str]:
@@ -138,7 +144,7 @@ def _run(run: Path, name: str) -> dict[str, Any]:
         "rows": rows,
         "summary": view(result).summary(result),
         "warnings": result.get("warnings", []),
-        "command": command.read_text(encoding="utf-8").strip() if command.is_file() else None,
+        "command": command.read_text(encoding="utf-8", errors="replace").strip() if command.is_file() else None,
     }
 
 
@@ -157,10 +163,12 @@ def _pictures(names: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def _embedded(path: Path) -> str | None:
     """A picture as a data URI, scaled; None where there is none that can be read."""
+    if not path.is_file():
+        return None
     try:
         with Image.open(path, formats=["PNG"]) as image:
             picture = image.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     if picture.width > PICTURE_WIDTH:
         height = max(1, round(picture.height * PICTURE_WIDTH / picture.width))

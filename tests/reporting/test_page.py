@@ -106,8 +106,9 @@ def hostile(tmp_path) -> Path:
     result = json.loads((run / "result.json").read_text())
     result["warnings"] = [HOSTILE]
     result["choices"]["model"] = HOSTILE
+    result["timing"]["recover"] = float("nan")
     (run / "result.json").write_text(json.dumps(result))
-    (run / "command.txt").write_text(f"dfkd '{HOSTILE}'")
+    (run / "command.txt").write_bytes(f"dfkd '{HOSTILE}' ".encode() + b"\xff")
     Image.new("RGB", (8, 8)).save(run / "dreams.png", "GIF")  # no picture of ours
     failed = tmp_path / "runs" / "failed"
     failed.mkdir()
@@ -122,7 +123,7 @@ def test_markup_in_the_runs_files_is_text(hostile):
     assert len(page.all("script")) == 2 and not page.all("img")
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert page.words.count(HOSTILE) >= 3  # the warning, and what became of the run without a result
-    assert page.plain == [f"dfkd '{HOSTILE}'"]
+    assert page.plain == [f"dfkd '{HOSTILE}' \ufffd"]
 
 
 def dumped(page: Path, tmp_path: Path, state: str = "") -> Parsed:
@@ -154,4 +155,6 @@ def test_the_table_sorts_and_filters_in_a_browser(tmp_path):
 def test_markup_in_the_runs_files_does_nothing_in_a_browser(hostile, tmp_path):
     page = dumped(hostile, tmp_path, f"#filter={HOSTILE}")
     assert "dfkd report" in page.words and "taken" not in page.words
-    assert not page.all("img")
+    assert not page.all("img") and "1 of 2 runs" in page.words  # whose model is called so
+    page = dumped(hostile, tmp_path, "#sort=seconds")  # that of one of them is unknown
+    assert page.rows[0] == "plain" and len(page.rows) == 2 and len(page.all("svg")) == 3

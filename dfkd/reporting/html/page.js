@@ -24,8 +24,8 @@ function writeState(state) {
 function show(state) {
   filter.value = state.filter;
   const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
-  const text = (student) => `${student.name} ${student.model} ${student.setting} seed=${student.seed}`.toLowerCase();
-  const fits = students.map((student) => words.every((word) => text(student).includes(word)));
+  const told = (student) => `${student.name} ${student.model} ${student.setting} seed=${student.seed}`.toLowerCase();
+  const fits = students.map((student) => words.every((word) => told(student).includes(word)));
   shown = students.filter((_, index) => fits[index]);
 
   const key = state.sort.replace(/^-/, "");
@@ -64,7 +64,7 @@ function plotAll() {
 function networkLines() {
   const series = [];
   for (const [network, name] of Object.entries(NETWORKS)) {
-    const known = shown.filter((student) => student[network] != null);
+    const known = shown.filter((student) => student[network] != null && student.sparsity != null);
     for (const line of groups(known, (student) => student.line)) {
       const middle = groups(line, (student) => student.amount).map((seeds) => ({
         x: mean(seeds.map((student) => student.sparsity)), y: mean(seeds.map((student) => student[network])),
@@ -95,6 +95,7 @@ function groups(items, key) {
   return [...found.values()];
 }
 
+const text = (value, digits) => value?.toFixed(digits) ?? "?";
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 function element(name, attributes, ...children) {
@@ -134,7 +135,7 @@ function draw(place, series, axes) {
   }
   for (const one of series) {
     for (const point of one.points) {
-      const label = `${point.student.name}: ${point.name} ${point.y.toFixed(1)} %, sparsity ${point.student.sparsity.toFixed(1)} %, ${Math.round(point.student.seconds)} s`;
+      const label = `${point.student.name}: ${point.name} ${point.y.toFixed(1)} %, sparsity ${text(point.student.sparsity, 1)} %, ${text(point.student.seconds, 0)} s`;
       const dot = element("circle", { cx: x(point.x), cy: y(point.y), r: 4.5 }, element("title", {}, label));
       dot.style.setProperty("--colour", `var(--${one.colour})`);
       dot.addEventListener("click", () => openRun(`run-${point.student.place}`));
