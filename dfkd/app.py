@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,17 @@ from dfkd.files import write_json, write_text
 from dfkd.help import full_help, overview
 from dfkd.reporting import report
 from dfkd.reporting.result import view
-from dfkd.reporting.run_directory import BUDGET, COMMAND, CONFIG, RESULT, occupied, publish, write_status
+from dfkd.reporting.run_directory import (
+    BUDGET,
+    COMMAND,
+    CONFIG,
+    RESULT,
+    abandon,
+    is_untouched,
+    occupied,
+    publish,
+    write_status,
+)
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.reporting.so_far import tell
 from dfkd.stages import Runner
@@ -52,7 +61,7 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
     """
     check_writable(run_dir, "run_dir")
     with occupied(run_dir):
-        is_new = not any(path.is_file() and not path.name.startswith(".") for path in run_dir.iterdir())
+        is_new = is_untouched(run_dir)
         write_status(run_dir, "running", stage=str(cfg.stage))
         metrics = Metrics()
         try:
@@ -65,7 +74,7 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
         except BaseException as error:
             _log_failure(error)
             if is_new and isinstance(error, ConfigError) and not (run_dir / CONFIG).exists():
-                shutil.rmtree(run_dir)  # an option was mistyped: nothing was begun
+                abandon(run_dir)  # an option was mistyped
             else:
                 write_status(run_dir, "failed", stage=str(cfg.stage), error=f"{type(error).__name__}: {error}")
             raise

@@ -46,6 +46,15 @@ def test_a_mistyped_option_is_told_once_and_leaves_nothing(option, tmp_path):
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.glob("runs/*/*"))
 
 
+def test_a_folder_that_was_there_keeps_what_is_in_it(tmp_path):
+    kept = tmp_path / "mine" / "photographs" / "one.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    done = command([*TINY, "stage=dreams", "run_dir=mine"], tmp_path, check=False)
+    assert done.returncode == 1 and "stage must be one of" in done.stderr
+    assert kept.read_text() == "mine"
+
+
 def test_an_attempt_that_fails_before_the_work_is_kept_where_a_file_is_missing(tmp_path):
     done = command([*TINY, "verifier.weights=nowhere.pt", "run_dir=run"], tmp_path, check=False)
     message = "verifier.weights: there is no file nowhere.pt"
