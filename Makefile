@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench chaos lint clean
+.PHONY: demo test test-slow bench chaos docs lint clean
 
 demo: .venv/installed  ## the main job on the embedded default, in runs/demo
 	$(BIN)/dfkd experiment=demo run_dir=runs/demo
@@ -20,6 +20,10 @@ bench: .venv/installed  ## speed and memory of an inversion step, and what dream
 chaos: .venv/installed  ## twenty kills at random moments of whole runs, which end as undisturbed ones; half an hour
 	$(BIN)/python benchmarks/chaos.py
 
+docs: .venv/installed  ## the site, into site/; it opens from the folder
+	$(BIN)/python -m pip install --quiet --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 lint: .venv/installed  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,4 +38,4 @@ lint: .venv/installed  ## style and types
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist site *.egg-info

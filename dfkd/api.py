@@ -56,7 +56,8 @@ def invert(
         teacher: a classifier with batch norm; left as it was.
         num_images: how many images, with labels balanced over its classes.
         image_shape: (C, H, W) of its input.
-        mean, std: the input's normalisation, per channel; with both given, images stay in the range of valid pixels.
+        mean: what the input is normalised by, per channel; with `std`, images stay in the range of valid pixels.
+        std: the same; both or neither.
         seed: of everything random.
         directory: a store that keeps the dreams, under a key of all that determines them: an interrupted call
             continues, and the same call finds what it made. None keeps none.

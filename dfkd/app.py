@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +24,24 @@ from rich.table import Table
 from dfkd import config, plan, store_command
 from dfkd.budget import WITHIN, options_within
 from dfkd.deployment import benchmark, export, use
-from dfkd.errors import ArtifactError, DfkdError
+from dfkd.errors import ArtifactError, ConfigError, DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text
+from dfkd.help import full_help, overview
 from dfkd.reporting import report
 from dfkd.reporting.result import view
-from dfkd.reporting.run_directory import ARTIFACTS, BUDGET, CONFIG, RESULT, occupied, publish, write_status
+from dfkd.reporting.run_directory import (
+    ARTIFACTS,
+    BUDGET,
+    COMMAND,
+    CONFIG,
+    RESULT,
+    abandon,
+    is_untouched,
+    occupied,
+    publish,
+    write_status,
+)
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.reporting.so_far import tell
 from dfkd.stages import Runner
@@ -51,6 +64,7 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
     """
     check_writable(run_dir, "run_dir")
     with occupied(run_dir):
+        is_new = is_untouched(run_dir)
         write_status(run_dir, "running", stage=str(cfg.stage))
         metrics = Metrics()
         try:
@@ -60,15 +74,14 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
                 experiment, stages = checked_experiment(cfg, run_dir)
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, stages, metrics, run_dir)
-        except BaseException as error:
-            if isinstance(error, ArtifactError):
-                log.error("%s Run the same command again: what is missing or damaged is made again.", error)
-            elif isinstance(error, DfkdError):
-                log.error("%s", error)
+        except BaseException as raised:
+            error = _with_remedy(raised)
+            _log_failure(error)
+            if is_new and isinstance(error, ConfigError) and not (run_dir / CONFIG).exists():
+                abandon(run_dir)  # an option was mistyped
             else:
-                log.exception("The run failed.")
-            write_status(run_dir, "failed", stage=str(cfg.stage), error=f"{type(error).__name__}: {error}")
-            raise
+                write_status(run_dir, "failed", stage=str(cfg.stage), error=f"{type(error).__name__}: {error}")
+            raise error from raised.__cause__
         finally:
             metrics.finish()
         write_status(run_dir, "finished", stage=cfg.stage)
@@ -82,6 +95,7 @@ def _run(
     place = run_dir / ".next" if (run_dir / RESULT).exists() else run_dir  # not beside an earlier result, until it ends
     for directory in {run_dir / ".next", place}:
         write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))
+        write_text(directory / COMMAND, _command(run_dir))
     write_json(run_dir / ARTIFACTS, {stage.name: stage.identity() for stage in stages_up_to(plan, cfg.stage)})
     torch.manual_seed(experiment.seed)
     runner = Runner(Store(Path(cfg.store)), experiment.options, metrics)
@@ -102,6 +116,27 @@ def _run(
             log.info("%s", benchmark.verdict(benchmark.benchmark_run(run_dir, Path(cfg.store))))
     log.info("Files of this run: %s", run_dir)
     return result, runner
+
+
+def _command(run_dir: Path) -> str:
+    """The command line that makes this run again in its directory, be it a job of a sweep."""
+    options = [option for option in HydraConfig.get().overrides.task if not option.startswith("run_dir=")]
+    return shlex.join(["dfkd", *options, f"run_dir={run_dir}"]) + "\n"
+
+
+def _with_remedy(error: BaseException) -> BaseException:
+    if not isinstance(error, ArtifactError):
+        return error
+    return ArtifactError(f"{error} Run the same command again: what is missing or damaged is made again.")
+
+
+def _log_failure(error: BaseException) -> None:
+    """Into the run's log; not to the screen, where `main` says it, once."""
+    trace = None if isinstance(error, DfkdError) else (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error), (), trace)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> DictConfig:
@@ -146,12 +181,21 @@ def _print_table(result: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 100).print(shown)
 
 
+FAILURES: list[tuple[Path, Exception]] = []  # of the jobs of this process: Hydra would print all their options
+
+
 @hydra.main(version_base="1.3", config_path="pkg://dfkd.conf", config_name="config")
 def _hydra_main(cfg: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    with stoppable(lambda name: write_status(run_dir, "stopped", stage=str(cfg.stage), signal=name)):
-        result, _ = run(cfg, run_dir)
+    try:
+        with stoppable(lambda name: write_status(run_dir, "stopped", stage=str(cfg.stage), signal=name)):
+            result, _ = run(cfg, run_dir)
+    except Exception as error:
+        if hydra_config.mode is RunMode.MULTIRUN and not hydra_config.launcher["_target_"].endswith(".BasicLauncher"):
+            raise  # another launcher's job is another process, whose failures nobody would ask for
+        FAILURES.append((run_dir, error))
+        return None
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
         return view(result).objective(result)
     return None
@@ -169,7 +213,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main() -> None:
-    """Entry point of the console script `dfkd`: one of `COMMANDS`, or a run by Hydra.
+    """Entry point of the console script `dfkd`: what it can do, one of `COMMANDS`, or a run by Hydra.
 
     A user's own modules are found in the current folder, after all that is installed: a file of another's in it, such
     as `onnx.py`, is not taken for a package.
@@ -177,13 +221,16 @@ def main() -> None:
     sys.path.append(str(Path.cwd()))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here as they are
     try:
-        if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        if sys.argv[1:] in ([], ["-h"], ["--help"], ["help"]):
+            print(full_help() if sys.argv[1:] else overview(), end="")
+        elif sys.argv[1] in COMMANDS:
             COMMANDS[sys.argv[1]](sys.argv[2:])
         else:
             config.refuse_renamed(sys.argv[1:])
             with first_of_the_launched() as first:
                 if first:
                     _hydra_main()
+                    _raise_failures()
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
     except OSError as error:
@@ -195,10 +242,18 @@ def main() -> None:
         sys.exit(f"dfkd: error: {_reasons(error)}")
 
 
+def _raise_failures() -> None:
+    for run_dir, error in FAILURES[:-1]:
+        print(f"dfkd: error: {run_dir}: {error}", file=sys.stderr)
+    if FAILURES:
+        raise FAILURES[-1][1]
+
+
 def _reasons(error: BaseException) -> str:
     lines = [str(error).strip()]
     while error.__cause__ is not None:
         error = error.__cause__
         if str(error).strip() not in lines[-1]:
             lines.append(str(error).strip())
-    return config.with_new_names(config.with_quoting("\n".join(lines), sys.argv[1:]))
+    message = config.with_close_name("\n".join(lines))
+    return config.with_new_names(config.with_quoting(message, sys.argv[1:]))

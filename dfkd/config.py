@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,6 +203,18 @@ def with_quoting(message: str, overrides: Sequence[str]) -> str:
             bare = value.strip("'\"")
             return f"{message}\nIf {bare} is a name, quote it twice: '{option}=\"{bare}\"'"
     return message
+
+
+def with_close_name(message: str) -> str:
+    """A complaint of Hydra's that an override's key is not there, in few words and with the key that was meant."""
+    found = re.search(r"Could not override '([\w.]+)'", message)
+    parent, _, key = found[1].rpartition(".") if found else ("", "", "")
+    node = OmegaConf.select(_schema(), parent) if parent else _schema()
+    if found is None or not OmegaConf.is_config(node):
+        return message
+    close = difflib.get_close_matches(key, map(str, node), n=1)
+    hint = f"Did you mean {'.'.join(filter(None, (parent, close[0])))}?" if close else "There are: " + ", ".join(node)
+    return f"{found[1]} is not an option. {hint}"
 
 
 def with_new_names(message: str) -> str:

@@ -11,14 +11,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_an_installed_package_runs_from_another_folder(tmp_path):
+def test_a_built_package_runs_from_another_folder(tmp_path):
     target = tmp_path / "site"
     # From a copy: setuptools builds in the source tree, and the folder `build` there would be shipped again.
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "docs", "runs"))
-    install = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--target", str(target), str(source)]
-    built = subprocess.run(install, check=True, text=True, capture_output=True)
+    # The wheel is built from the source archive: that is complete, too.
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(source)]
+    built = subprocess.run(build, check=True, text=True, capture_output=True)
     assert "absent from the `packages` configuration" not in built.stdout + built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert len(list((tmp_path / "dist").glob("*.tar.gz"))) == 1
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True, text=True, capture_output=True)
     (tmp_path / "elsewhere").mkdir()
     code = "import dfkd, dfkd.conf; print(dfkd.__file__, dfkd.conf.__file__); from dfkd.app import main; main()"
     done = subprocess.run(
@@ -35,4 +40,12 @@ def test_an_installed_package_runs_from_another_folder(tmp_path):
     assert modules - {"conf/__init__.py"} == {
         str(path.relative_to(ROOT / "dfkd")) for path in (ROOT / "dfkd").rglob("*.py")
     }
+    page = {path.name for path in (target / "dfkd" / "reporting" / "html").iterdir()}
+    assert page == {"page.html", "page.css", "page.js"}
     assert (target / "dfkd" / "py.typed").is_file()
+    said = subprocess.run(
+        [str(target / "bin" / "dfkd"), "--help"],
+        cwd=tmp_path / "elsewhere", env={**os.environ, "PYTHONPATH": str(target)}, text=True, capture_output=True,
+        check=True,
+    )  # fmt: skip
+    assert "dfkd report DIR..." in said.stdout and "experiment=" in said.stdout

@@ -25,7 +25,7 @@ from dfkd.reporting.runs import load_runs
 def test_a_run_leaves_all_its_files(finished):
     assert {path.name for path in (finished / "run").iterdir()} == {
         "config.yaml", "result.json", ".lock", "metrics.csv", "dreams.png", "recovery.png", "student.safetensors",
-        "student.packed.safetensors.gz", "sparsity.csv", "dfkd.log", "status.json",
+        "student.packed.safetensors.gz", "sparsity.csv", "dfkd.log", "status.json", "command.txt", "artifacts.json",
     }  # fmt: skip
     assert not list(finished.rglob("*.partial"))
     assert yaml.safe_load((finished / "run" / "config.yaml").read_text())["inversion"]["iterations"] == 8

@@ -18,7 +18,7 @@ STARTS = ("noise", "procedural", "dreams")
 
 @dataclass(frozen=True)
 class InversionRecipe:
-    """Settings of an inversion: L(x') = label + a_f R_feature + a_tv TV + a_l2 L2 + a_c R_compete (METHOD: DI, PPR).
+    """Settings of an inversion: L(x') = label + a_f R_feature + a_tv TV + a_l2 L2 + a_c R_compete (DI, PPR).
 
     Attributes:
         num_images: dreams to train the student on.

@@ -1,4 +1,4 @@
-"""Many runs as tables of their students and of their dreams, and plots: `dfkd report DIR...`.
+"""Many runs as tables of their students and of their dreams, plots, and a page: `dfkd report DIR...`.
 
 Runs that differ in their seed alone make one row, mean ± standard deviation (n - 1) over seeds. Runs of one student,
 copies or a run that got its controls later, count as one; so do runs on the same dreams. Runs without a result are
@@ -16,6 +16,7 @@ import pandas as pd
 from dfkd.errors import printable
 from dfkd.files import write_text
 from dfkd.reporting.figures import save_figure
+from dfkd.reporting.page import page
 from dfkd.reporting.plots import SCORES, learning_plot, recovery_plot, time_plot
 from dfkd.reporting.reading import read_runs
 from dfkd.reporting.settings import LABELS, OPTION, settings
@@ -107,14 +108,21 @@ def _cell(text: str) -> str:
 
 
 def write_report(directories: Sequence[str | Path], out: Path) -> str:
-    """Write `report.md`, and for the kinds of runs there are CSV files and plots, into `out`; return the Markdown."""
-    runs, incremental, dreams, others = read_runs(directories)
+    """Write a report into `out`: `report.md`, `report.html`, and CSV files and plots of the kinds of runs there are.
+
+    Returns:
+        The Markdown.
+    """
+    found = read_runs(directories)
+    runs, incremental, dreams, others = found
+    over_seeds: dict[str, pd.DataFrame] = {}
     finished = len(runs) + (incremental["run"].nunique() if len(incremental) else 0)
     text = "# Report\n\n"
     if finished:
         text += f"{finished} finished runs. Scores in percent; ± is the standard deviation over seeds.\n"
     if len(runs):
-        text += f"\n{markdown(summarise(runs))}"
+        over_seeds["Means over seeds"] = summarise(runs)
+        text += f"\n{markdown(over_seeds['Means over seeds'])}"
         _write_csv(out / "report.csv", runs)
         save_figure(recovery_plot(runs), out / "recovery_against_sparsity.png")
         save_figure(time_plot(runs), out / "accuracy_against_time.png")
@@ -122,15 +130,18 @@ def write_report(directories: Sequence[str | Path], out: Path) -> str:
         if curves is not None:
             save_figure(curves, out / "learning_curves.png")
     if len(incremental):
-        text += f"\n{markdown(summarise_incremental(incremental))}"
+        over_seeds["New classes"] = summarise_incremental(incremental)
+        text += f"\n{markdown(over_seeds['New classes'])}"
         _write_csv(out / "class_incremental.csv", incremental)
     if len(dreams):
         text += "\nTheir dreams. What follows `real` looked at real test images, nothing else did.\n\n"
-        text += markdown(summarise_dreams(dreams))
+        over_seeds["Quality of dreams"] = summarise_dreams(dreams)
+        text += markdown(over_seeds["Quality of dreams"])
         _write_csv(out / "dreams.csv", dreams)
     if len(others):
         text += f"\n{len(others)} runs have no result:\n\n{markdown(others)}"
     write_text(out / "report.md", text)
+    write_text(out / "report.html", page(found, over_seeds))
     return text
 
 
@@ -141,7 +152,7 @@ def _write_csv(path: Path, runs: pd.DataFrame) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of `dfkd report`."""
-    parser = argparse.ArgumentParser(prog="dfkd report", description="Tables and plots of many runs.")
+    parser = argparse.ArgumentParser(prog="dfkd report", description="Tables, plots and a page of many runs.")
     parser.add_argument("directories", nargs="+", metavar="DIR", help="folders with runs, searched at any depth")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
     parsed = parser.parse_args(arguments)

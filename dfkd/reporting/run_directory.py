@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from dfkd.store import Product, Store
 
 RESULT = "result.json"
 CONFIG = "config.yaml"
+COMMAND = "command.txt"
 STATUS = "status.json"
 LOCK = ".lock"
+LOG = "dfkd.log"
 ARTIFACTS = "artifacts.json"  # what the run needs of the store, named before it begins
 BUDGET = "within_seconds.json"
 SO_FAR = "so_far.json"  # what is known before there is a result
@@ -97,6 +99,19 @@ def settle(directory: Path) -> None:
 def write_status(directory: Path, status: str, **more: Any) -> None:
     """Say what became of the last attempt at a run; an earlier result does not depend on it."""
     write_json(directory / STATUS, {"status": status, **more})
+
+
+def is_untouched(directory: Path) -> bool:
+    """Whether nothing is in the directory but what shows that this run has it."""
+    return {path.name for path in directory.iterdir()} <= {".lock", ".holder"}
+
+
+def abandon(directory: Path) -> None:
+    """Remove the directory of a run that began nothing, unless there is more in it than an attempt leaves."""
+    for name in (STATUS, LOG, ".lock", ".holder"):
+        (directory / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def product_of(directory: Path, stage: str, store: Path | None = None) -> Product:

@@ -29,8 +29,8 @@ def test_a_sweep_becomes_a_table_with_means_over_seeds(sweep, tmp_path):
     assert expected in row and "| 2 |" in row
     assert "pruning.amount" in text and "inversion.iterations" not in text  # what differs, and nothing else
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
-        "report.md", "report.csv", "dreams.csv", "recovery_against_sparsity.png", "accuracy_against_time.png",
-        "learning_curves.png",
+        "report.md", "report.html", "report.csv", "dreams.csv", "recovery_against_sparsity.png",
+        "accuracy_against_time.png", "learning_curves.png",
     }  # fmt: skip
     assert (tmp_path / "tables" / "report.md").read_text() in text
     assert len(pd.read_csv(tmp_path / "tables" / "report.csv")) == 6
