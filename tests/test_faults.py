@@ -163,7 +163,7 @@ def _with_little_memory(options: list[str], root: str, moment: str, said) -> Non
 )
 def test_memory_that_runs_out_names_the_remedy_and_costs_nothing_finished(stage, before, kept, batch, tmp_path):
     options = ["inversion.num_images=2048", f"inversion.batch_size={batch}", "inversion.num_held_out=0", "controls=[]"]
-    options += ["distillation.updates=6", "distillation.batch_size=2048", "model.width=16"]
+    options += ["distillation.updates=6", "distillation.batch_size=2048", "model.width=8"]
     said = FORKS.Queue()
     process = FORKS.Process(target=_with_little_memory, args=(options, str(tmp_path), before, said))
     process.start()
