@@ -23,13 +23,13 @@ LAUNCHERS = {
 }
 
 
+SHARED = ("timing", "reused", "seconds_of_this_run", "data")  # `data` says what a run opened images for
+
+
 def results(directory: Path) -> list[dict]:
     """What the runs of a sweep found, but for what may differ: seconds, and who made what they share."""
     found = [json.loads(path.read_text()) for path in sorted(directory.glob("sweep/*/result.json"))]
-    return [
-        {key: value for key, value in result.items() if key not in ("timing", "reused", "seconds_of_this_run")}
-        for result in found
-    ]
+    return [{key: value for key, value in result.items() if key not in SHARED} for result in found]
 
 
 @pytest.fixture(scope="module")
