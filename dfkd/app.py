@@ -44,6 +44,7 @@ from dfkd.reporting.run_directory import (
 )
 from dfkd.reporting.run_files import log_run, write_run
 from dfkd.reporting.so_far import tell
+from dfkd.run_config import remember
 from dfkd.stages import Runner
 from dfkd.stopping import stoppable
 from dfkd.store import Store, check_writable
@@ -95,6 +96,7 @@ def _run(
     place = run_dir / ".next" if (run_dir / RESULT).exists() else run_dir  # not beside an earlier result, until it ends
     for directory in {run_dir / ".next", place}:
         write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))
+        remember(directory / CONFIG)
         write_text(directory / COMMAND, _command(run_dir))
     write_json(run_dir / ARTIFACTS, {stage.name: stage.identity() for stage in stages_up_to(plan, cfg.stage)})
     torch.manual_seed(experiment.seed)

@@ -122,6 +122,13 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where caches go: `$DFKD_CACHE`, `$XDG_CACHE_HOME/dfkd` or `~/.cache/dfkd`."""
+    if own := os.environ.get("DFKD_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfkd"
+
+
 def size_text(size: float) -> str:
     """Bytes for a reader: `1.2 GiB`."""
     for unit in ("bytes", "KiB", "MiB"):

@@ -1,12 +1,14 @@
 """The `config.yaml` in a run's folder, read as what it may be: a file of somebody else's.
 
-Nothing in it is run without a word. It may name the networks, data sets and prunings of dfkd and torchvision, and
-code of those packages that the user names in `DFKD_TRUST`; and it may refer to its own options, but not to the
+Nothing in it is run without a word. It may name the networks, data sets and prunings of dfkd and torchvision; code of
+those packages that the user names in `DFKD_TRUST`. A file that this user's own run wrote, to the byte, may name any:
+its digest is in the user's cache. And it may refer to its own options, but not to the
 environment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -19,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dfkd.errors import ConfigError
+from dfkd.files import cache_folder, file_checksum
 
 TRUST = "DFKD_TRUST"
 LARGEST = 2**20  # bytes
@@ -56,8 +59,9 @@ def load_run_config(path: Path) -> DictConfig:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{path} must hold a run's configuration, but: {error}") from error
+    known = _known(path).exists()
     for option, value in _leaves(OmegaConf.to_container(written)):
-        if isinstance(value, str) and "${" in REFERENCES.sub("", value):
+        if not known and isinstance(value, str) and "${" in REFERENCES.sub("", value):
             raise ConfigError(
                 f"{path}: {option}={value} refers to something other than the run's own options, so it was not looked "
                 "up. Put the value itself there if you trust the file."
@@ -75,8 +79,25 @@ def _is_plain(text: str) -> bool:
     return True
 
 
+def remember(path: Path) -> None:
+    """Note that a configuration was written by a run of this user."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        known = _known(path)
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()
+
+
+def _known(path: Path) -> Path:
+    return cache_folder() / "runs" / file_checksum(path)
+
+
 def require_trusted(written: DictConfig, path: Path) -> None:
-    """Raise `ConfigError` where a run's configuration names code that is not dfkd's, torchvision's or trusted."""
+    """Raise `ConfigError` where a run's configuration names code that is not dfkd's, torchvision's or trusted.
+
+    What this user's own run wrote, to the byte, is trusted.
+    """
+    if _known(path).exists():
+        return
     trusted = [name.strip() for name in os.environ.get(TRUST, "").split(",") if name.strip()]
     for option, value in _leaves(OmegaConf.to_container(written)):
         if "_target_" in option.split(".") and not (_is_own(value) or str(value).split(".")[0] in trusted):

@@ -35,7 +35,7 @@ from dfkd.models.weights import load_teacher_weights
 from dfkd.real_data import Purpose, cifar, image_folder
 from dfkd.reporting.report import write_report
 from dfkd.reporting.run_directory import product_of
-from dfkd.run_config import load_run_config
+from dfkd.run_config import load_run_config, remember
 from dfkd.store import MANIFEST, Store, _digest, product_key
 
 RAN = "ran"
@@ -138,11 +138,15 @@ def test_batches_of_cifar_that_are_not_the_published_ones_are_not_unpickled(monk
         images.open(Purpose.EVALUATION)
 
 
-def test_a_checkpoint_of_a_training_in_a_store_is_not_unpickled(finished):
+@pytest.mark.parametrize("what", ["a payload", "a bomb"])
+def test_a_checkpoint_of_a_training_in_a_store_is_not_unpickled(what, finished):
+    content = torch_file({"global_step": 3, "extra": Payload()})
+    if what == "a bomb":
+        content = squeezed(torch_file({"global_step": 3, "extra": torch.zeros(2**24)}))
     identity = json.loads((finished / "run" / "artifacts.json").read_text())["teacher"]
     partial = Path("artifacts") / f"{identity}.partial"
     partial.mkdir(parents=True)
-    (partial / "resume.ckpt").write_bytes(torch_file({"global_step": 3, "extra": Payload()}))
+    (partial / "resume.ckpt").write_bytes(content)
     said = command([*TINY, "stage=teacher", "run_dir=run"], Path.cwd()).stdout
     assert "resume.ckpt is damaged" in said and "this training starts again" in said
     kept = (finished / "artifacts" / identity / "weights.safetensors").read_bytes()
@@ -358,6 +362,30 @@ def test_a_users_own_network_is_exported_where_its_package_is_trusted(edited, mo
     monkeypatch.setenv("DFKD_TRUST", "mine")
     command(arguments, Path.cwd(), environment={"DFKD_TRUST": "other, mine"})
     assert torch.load("run/student.pt", weights_only=True).keys() == CifarResNet(8, 10, 1, 8).state_dict().keys()
+
+
+def test_what_a_users_own_run_wrote_is_trusted_until_somebody_changes_it(edited, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+    run = edited(target("model", "os.mkdir", path=RAN))
+    remember(run / "config.yaml")
+    assert config.read(run / "config.yaml").model.path == RAN
+    with (run / "config.yaml").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(ConfigError, match="DFKD_TRUST=os"):
+        config.read(run / "config.yaml")
+
+
+def test_a_run_with_a_network_of_ones_own_is_exported_without_a_word(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dfkd.models import CifarResNet\ndef network(width): return CifarResNet(8, in_channels=1, width=width)\n"
+    )
+    own = ["model=custom", "model._target_=mine.network", "+model.width=8", "controls=[]"]
+    options = [option for option in TINY if not option.startswith(("model.", "+model."))]
+    cache = {"DFKD_CACHE": str(tmp_path / "cache")}
+    command([*options, *own, "run_dir=run"], tmp_path, environment=cache)
+    command(["export", "run", "--format", "pytorch"], tmp_path, environment=cache)
+    refused = command(["export", "run"], tmp_path, check=False, environment={"DFKD_CACHE": str(tmp_path / "other")})
+    assert refused.returncode == 1 and "DFKD_TRUST=mine" in refused.stderr
 
 
 HOSTILE_YAML = {

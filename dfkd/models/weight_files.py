@@ -83,8 +83,11 @@ def _read_safetensors(path: Path, option: str) -> Any:
     return tensors | {left_out: tensors[kept] for left_out, kept in shared.items() if kept in tensors}
 
 
-def _require_no_zip_bomb(path: Path, option: str) -> None:
-    """PyTorch stores its tensors as they are, but reads what is compressed, however large it becomes."""
+def require_no_zip_bomb(path: Path, option: str) -> None:
+    """Raise `WeightsError` where a file of PyTorch's becomes many times larger when it is read.
+
+    PyTorch stores its tensors as they are, but reads what is compressed, however large it becomes.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -99,7 +102,7 @@ def _require_no_zip_bomb(path: Path, option: str) -> None:
 
 
 def _read_pytorch(path: Path, option: str) -> Any:
-    _require_no_zip_bomb(path, option)
+    require_no_zip_bomb(path, option)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
             warnings.filterwarnings("ignore", message="Detected pickle protocol")

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from dfkd.errors import DataError, listing, printable
-from dfkd.files import write_text
+from dfkd.files import cache_folder, write_text
 from dfkd.real_data.pixels import DECODING, decode, strict_about_size
 from dfkd.training.progress import Progress
 
@@ -136,10 +136,3 @@ class _Cache:
         present = {name: entry for name, entry in self.entries.items() if (self.folder / name).exists()}
         with contextlib.suppress(OSError):
             write_text(self.path, json.dumps(present))
-
-
-def cache_folder() -> Path:
-    """Where caches go: `$DFKD_CACHE`, `$XDG_CACHE_HOME/dfkd` or `~/.cache/dfkd`."""
-    if own := os.environ.get("DFKD_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfkd"

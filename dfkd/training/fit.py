@@ -19,8 +19,9 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
-from dfkd.errors import ConfigError, require
+from dfkd.errors import ConfigError, WeightsError, require
 from dfkd.models.freezing import channels_last_for_training
+from dfkd.models.weight_files import require_no_zip_bomb
 from dfkd.training.data import SeededDataModule
 from dfkd.training.launched import LaunchedRanks, launcher, on_all_ranks
 from dfkd.training.metrics import Metrics, step_of
@@ -32,6 +33,10 @@ from dfkd.training.ranks import require_equal_shares
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "resume.ckpt"
+UNREADABLE = (
+    WeightsError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError,
+    pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPILE = ("auto", "always", "never")
@@ -235,8 +240,9 @@ def _usable_checkpoint(directory: Path) -> tuple[str | None, int]:
     if not path.exists():
         return None, 0
     try:
+        require_no_zip_bomb(path, CHECKPOINT)
         done = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         log.warning("The checkpoint %s is damaged (%s); this training starts again.", path, error)
         path.unlink()
         return None, 0

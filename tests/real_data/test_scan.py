@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from dfkd.errors import DataError
+from dfkd.files import cache_folder
 from dfkd.models import InputSpec
 from dfkd.real_data import Purpose, image_folder
-from dfkd.real_data.scan import cache_folder, scan
+from dfkd.real_data.scan import scan
 
 SPEC = InputSpec((1, 8, 8), 3, (0.5,), (0.25,))
 TEST, TRAIN = Purpose.EVALUATION, Purpose.TEACHER_TRAINING
