@@ -5,6 +5,7 @@ The report's page as Chromium shows it, and the terminal of a whole demo, which 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -47,7 +48,7 @@ def terminal() -> None:
         )  # fmt: skip
     printed = done.stdout.replace(f"{temporary}/", "")
     lines = [line for line in printed.splitlines() if not re.search(r" of \d+ \w+, .* left", line)]
-    console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text(f"$ dfkd {' '.join(RUN)}", style="bold"))
     console.print(Text.from_ansi("\n".join(lines)))
     fonts_of_others = r',\s*url\("https://[^"]*"\) format\("\w+"\)'
