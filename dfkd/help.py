@@ -37,6 +37,7 @@ OPTIONS = {
     "teacher": "whether its weights are given (teacher.weights=FILE) or it is trained first",
     "data": "test images to score on, training images for the control and for teachers that are trained; none: no data",
     "pruning": "what is removed, with pruning.amount=0.75 how much of it",
+    "quantization": "in how many bits the student computes, and learns",
     "inversion": "how dreams are made; inversion.num_images=2048 how many",
     "distillation": "how the student learns from them; distillation.updates=3200 how long",
     "logger": "where curves go beside the run's own files",

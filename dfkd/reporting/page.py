@@ -98,6 +98,9 @@ def _students(runs: pd.DataFrame, names: Mapping[str, str]) -> list[dict[str, An
             "score": scores.get("recovered", scores.get("student")),
             "seconds": _known(row["dream seconds"] + row["learn seconds"]),
             "kilobytes": _known(row["packed bytes"] / 1000),
+            "int8": _known(100 * row.get("int8", math.nan)),
+            "milliseconds": _known(row.get("student ms", math.nan)),
+            "int8_milliseconds": _known(row.get("student int8 ms", math.nan)),
             "doubts": len(result.get("warnings", [])),
         })  # fmt: skip
     return found
@@ -117,7 +120,8 @@ def _columns(students: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The table's columns of numbers: those in which a student has a value."""
     known = {key for student in students for key, value in student.items() if value is not None}
     columns = [("sparsity", "sparsity", 1), *((name, SCORES[name], 1) for name in NETWORKS), ("seconds", "seconds", 0)]
-    columns += [("kilobytes", "KB", 0), ("seed", "seed", 0), ("doubts", "doubts", 0)]
+    columns += [("kilobytes", "KB", 0), ("int8", "int8", 1), ("milliseconds", "ms", 3)]
+    columns += [("int8_milliseconds", "int8 ms", 3), ("seed", "seed", 0), ("doubts", "doubts", 0)]
     return [{"key": key, "title": title, "digits": digits} for key, title, digits in columns if key in known]
 
 

@@ -146,7 +146,8 @@ def _on_device(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     if (run / EXPORT).exists():
         exported = json.loads((run / EXPORT).read_text(encoding="utf-8")).get("int8", {})
-        row["int8"] = exported.get("networks", {}).get("int8", {}).get(network_scores(result)[0])
+        score = exported.get("networks", {}).get("int8", {}).get(network_scores(result)[0])
+        row |= {} if score is None else {"int8": score}
     if (run / BENCHMARK).exists():
         networks = json.loads((run / BENCHMARK).read_text(encoding="utf-8"))["networks"]
         row |= {f"{name} KiB": network["bytes"] / 1024 for name, network in networks.items()}
