@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.incremental import IncrementalRecipe
 from dfkd.inversion.recipe import InversionRecipe
+from dfkd.quantization import QuantizationRecipe
 from dfkd.streaming import StreamingRecipe
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.teacher import TeacherRecipe
@@ -22,6 +23,7 @@ from dfkd.training.teacher import TeacherRecipe
 RECIPES = {
     "inversion": InversionRecipe,
     "distillation": DistillationRecipe,
+    "quantization": QuantizationRecipe,
     "streaming": StreamingRecipe,
     "incremental": IncrementalRecipe,
     "teacher.training": TeacherRecipe,
