@@ -22,7 +22,7 @@ from dfkd.reporting.reading import read_runs
 from dfkd.reporting.settings import LABELS, OPTION, settings
 
 # What `dfkd benchmark` measures, at one image and one thread.
-ON_DEVICE = tuple(f"{name} {unit}" for unit in ("KiB", "ms") for name in ("teacher", "student", "student int8"))
+ON_DEVICE = {f"{name} {unit}": unit for unit in ("KiB", "ms") for name in ("teacher", "student", "student int8")}
 
 # What is said of dreams, and whether it is a share, shown in percent. What follows `real` looked at real test images.
 DREAM_METRICS = {
@@ -51,7 +51,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {label: _spread(group[name]) for name, label in SCORES.items()}
         row |= {"int8": _spread(group["int8"])} if "int8" in group else {}
         row |= {name: f"{group[name].mean():,.0f}" for name in ("parameters", "multiply_adds", "bytes", "packed bytes")}
-        row |= {name: _measured(group[name]) for name in group if name in ON_DEVICE}
+        row |= {name: _measured(group[name], unit) for name, unit in ON_DEVICE.items() if name in group}
         rows.append(row | {f"{stage} s": f"{group[f'{stage} seconds'].mean():.0f}" for stage in ("dream", "learn")})
     table = pd.DataFrame(rows)
     silent = [name for name in labels if table[name].nunique(dropna=False) == 1 and name != "model"]
@@ -59,9 +59,9 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=silent + empty)
 
 
-def _measured(values: pd.Series) -> str:
-    """The mean of sizes or milliseconds that were measured on one machine; "" where they were not."""
-    return "" if values.isna().all() else f"{values.mean():.3g}"
+def _measured(values: pd.Series, unit: str) -> str:
+    """The mean of what was measured on one machine; "" where nothing was."""
+    return "" if values.isna().all() else f"{values.mean():{',.0f' if unit == 'KiB' else '.2f'}}"
 
 
 def summarise_incremental(runs: pd.DataFrame) -> pd.DataFrame:
