@@ -42,7 +42,7 @@ JOBS = {
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 SAID = "said.txt"  # by all attempts
 NOT_COMPARED = re.compile(
-    r"said\.txt|dfkd\.log|.*\.(lock|holder)|\..*-told|(status|so_far)\.json"
+    r"said\.txt|dfkd\.log|command\.txt|.*\.(lock|holder)|\..*-told|(status|so_far)\.json"
 )  # what is told of attempts
 NOT_OF_THE_RESULT = re.compile(r"seconds.*|timing|checksum|reused|opened_for")
 

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import torch
@@ -98,7 +98,7 @@ def _run(
         write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))
         remember(directory / CONFIG)
         write_text(directory / COMMAND, _command(run_dir))
-    write_json(run_dir / ARTIFACTS, {stage.name: stage.identity() for stage in stages_up_to(plan, cfg.stage)})
+        write_json(directory / ARTIFACTS, {stage.name: stage.identity() for stage in stages_up_to(plan, cfg.stage)})
     torch.manual_seed(experiment.seed)
     runner = Runner(Store(Path(cfg.store)), experiment.options, metrics)
     parts = parts_of(plan)
@@ -122,7 +122,9 @@ def _run(
 
 def _command(run_dir: Path) -> str:
     """The command line that makes this run again in its directory, be it a job of a sweep."""
-    options = [option for option in HydraConfig.get().overrides.task if not option.startswith("run_dir=")]
+    overrides = HydraConfig.get().overrides.task
+    given = cast(list[str], OmegaConf.to_container(overrides, resolve=False))  # what they refer to may be a secret
+    options = [option for option in given if not option.startswith("run_dir=")]
     return shlex.join(["dfkd", *options, f"run_dir={run_dir}"]) + "\n"
 
 
@@ -235,13 +237,13 @@ def main() -> None:
                     _raise_failures()
     except DfkdError as error:
         sys.exit(f"dfkd: error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:  # before OSError: Hydra's own for a missing file is one
+        sys.exit(f"dfkd: error: {_reasons(error)}")
     except OSError as error:
         sys.exit(
             f"dfkd: error: {error}. Check that run_dir and store are folders that can be written to, with room. What "
             "was finished is kept: the same command then continues."
         )
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"dfkd: error: {_reasons(error)}")
 
 
 def _raise_failures() -> None:

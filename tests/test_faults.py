@@ -164,11 +164,12 @@ def _with_little_memory(options: list[str], root: str, moment: str, said) -> Non
 def test_memory_that_runs_out_names_the_remedy_and_costs_nothing_finished(stage, before, kept, batch, tmp_path):
     options = ["inversion.num_images=2048", f"inversion.batch_size={batch}", "inversion.num_held_out=0", "controls=[]"]
     options += ["distillation.updates=6", "distillation.batch_size=2048", "model.width=8"]
-    said = FORKS.Queue()
+    said = FORKS.SimpleQueue()  # whose messages need no thread, for which there may be no memory either
     process = FORKS.Process(target=_with_little_memory, args=(options, str(tmp_path), before, said))
     process.start()
-    message = said.get(timeout=300)
-    process.join()
+    process.join(300)
+    assert process.exitcode == 0
+    message = said.get()
     assert message.startswith(f"{stage}: memory ran out"), message
     assert "What was finished is kept. Lower inversion.batch_size where dreams are made" in message
     assert list(tmp_path.glob(f"{kept}/*/artifact.json"))

@@ -88,5 +88,7 @@ def test_all_that_a_real_run_made_is_referred_to_by_it_and_by_one_that_was_only_
     assert set(result_of(finished)["artifacts"].items()) == set(
         json.loads((finished / "run" / "artifacts.json").read_text()).items()
     )
+    stored = {str(path.parent.relative_to(tmp_path / "artifacts")) for path in tmp_path.rglob("artifact.json")}
+    made = set(json.loads((finished / "run" / "artifacts.json").read_text()).values())
     said = command(["store", "gc"], tmp_path).stdout
-    assert "0 products, 0 bytes. Nothing was removed" in said
+    assert made <= stored and f"{len(stored - made)} products, " in said and "Nothing was removed" in said

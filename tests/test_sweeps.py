@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from conftest import command
+from conftest import QUIET, command
 from experiments import LEARNING, SMALLEST
 
 SWEEP = ["-m", *SMALLEST, *LEARNING, "controls=[]", "pruning.amount=0.5,0.9", "run_dir=sweep"]
@@ -32,11 +35,20 @@ def results(directory: Path) -> list[dict]:
     return [{key: value for key, value in result.items() if key not in SHARED} for result in found]
 
 
+def sweep(directory: Path, *options: str) -> None:
+    """The sweep in a process as a user starts it: launchers start processes of their own from it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dfkd", *SWEEP, *options], cwd=directory, env={**os.environ, **QUIET}, text=True,
+        capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> list[dict]:
     """The results of the sweep with its jobs one after the other."""
     directory = tmp_path_factory.mktemp("plain")
-    command(SWEEP, directory)
+    sweep(directory)
     return results(directory)
 
 
@@ -45,7 +57,7 @@ def plain(tmp_path_factory) -> list[dict]:
 )
 def test_a_sweep_is_the_same_whatever_starts_its_jobs(plugin, plain, tmp_path):
     pytest.importorskip(f"hydra_plugins.{plugin}")
-    command([*SWEEP, *LAUNCHERS[plugin]], tmp_path)
+    sweep(tmp_path, *LAUNCHERS[plugin])
     assert len(plain) == 2 and results(tmp_path) == plain
     for kind in ("teacher", "dreams"):
         assert len(list(tmp_path.glob(f"artifacts/{kind}/*/artifact.json"))) == 1

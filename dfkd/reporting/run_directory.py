@@ -57,6 +57,8 @@ def occupied(directory: Path) -> Iterator[None]:
     with locked(directory / LOCK, refuse):
         settle(directory)
         shutil.rmtree(directory / ".next", ignore_errors=True)
+        for left in directory.glob(".*.*.*"):  # by a write that a kill cut short
+            left.unlink(missing_ok=True)
         yield
 
 

@@ -33,6 +33,7 @@ DREAM_SIDE = [
     "incremental",
     "distillation",
     "pruning",
+    "quantization",
     "models",
     "training",
     "api.py",
