@@ -38,7 +38,12 @@ def continued(root: Path):
     return experiments.content(experiments.run(experiments.experiment(*experiments.LEARNING), root))
 
 
-@pytest.mark.parametrize("moment", ["teacher", "dreams", "recovered"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param("teacher", marks=SLOW), "dreams", pytest.param("recovered", marks=SLOW)]
+)
 def test_a_disk_that_is_full_names_the_remedy_and_the_same_command_continues(moment, finished, tmp_path, small_disk):
     place = small_disk("80m")
 

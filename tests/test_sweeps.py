@@ -52,9 +52,8 @@ def plain(tmp_path_factory) -> list[dict]:
     return results(directory)
 
 
-@pytest.mark.parametrize(
-    "plugin", [pytest.param(name, marks=pytest.mark.slow) if "ray" in name else name for name in LAUNCHERS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", LAUNCHERS)
 def test_a_sweep_is_the_same_whatever_starts_its_jobs(plugin, plain, tmp_path):
     pytest.importorskip(f"hydra_plugins.{plugin}")
     sweep(tmp_path, *LAUNCHERS[plugin])

@@ -244,6 +244,7 @@ def launched(launcher: str, directory: Path, *options: str) -> list[subprocess.C
         return list(ranks.map(start, (0, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launched_ranks_are_as_good_as_spawned_ones(launcher, tmp_path):
     first, second = launched(launcher, tmp_path, "trainer.num_nodes=2", "stage=recover", "teacher.training.updates=30")
