@@ -38,12 +38,10 @@ def continued(root: Path):
     return experiments.content(experiments.run(experiments.experiment(*experiments.LEARNING), root))
 
 
-SLOW = pytest.mark.slow
+MOMENTS = ["dreams", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("teacher", "recovered"))]
 
 
-@pytest.mark.parametrize(
-    "moment", [pytest.param("teacher", marks=SLOW), "dreams", pytest.param("recovered", marks=SLOW)]
-)
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_disk_that_is_full_names_the_remedy_and_the_same_command_continues(moment, finished, tmp_path, small_disk):
     place = small_disk("80m")
 
