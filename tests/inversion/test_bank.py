@@ -175,6 +175,7 @@ def test_two_ranks_make_the_bank_that_one_makes(tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_costs_the_batch_in_hand_only(tmp_path):
     process = bank_in_a_process(tmp_path / "killed", 2, "iterations=150")
     while len(contents(tmp_path / "killed")) < 2:

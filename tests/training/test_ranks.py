@@ -73,8 +73,8 @@ def assert_same(one, other) -> None:
     torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("gradual", [0, 0.5])
-@pytest.mark.parametrize("mode", ["aligned", "live", "frozen"])
+@pytest.mark.parametrize("gradual", [0.5, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["aligned", "live", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_two_ranks_recover_the_student_that_one_recovers(recovered, mode, gradual):
     one, two = (recovered(ranks, batch_norm=mode, gradual=gradual) for ranks in (1, 2))
     assert_same(one, two)
@@ -205,6 +205,7 @@ def test_what_cannot_be_divided_is_refused_before_the_work_begins(options, messa
         experiment("trainer.devices=2", *options).check()
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_is_that_of_one(finished, tmp_path):
     printed = command([*TINY, "trainer.devices=2", "controls=[]", "run_dir=run"], tmp_path)
     assert not [word for word in ("Lightning", "distributed", "Warning", "Trainer") if word in printed.stderr]
