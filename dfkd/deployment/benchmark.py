@@ -21,8 +21,8 @@ from dfkd.api import load_dreams
 from dfkd.deployment.export import CALIBRATION
 from dfkd.deployment.finished import finished_run
 from dfkd.deployment.int8 import quantize_onnx
-from dfkd.deployment.integers import runs_in_int8, without_quantizers
-from dfkd.deployment.onnx_file import OnnxFile, export_onnx
+from dfkd.deployment.integers import runs_in_int8
+from dfkd.deployment.onnx_file import OnnxFile, export_onnx, plain_onnx
 from dfkd.files import write_json
 from dfkd.models.student_file import load_student
 from dfkd.reporting.run_directory import BENCHMARK, product_of
@@ -94,12 +94,12 @@ def benchmark_run(run: Path, store: Path | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         files = {}
         for name, network in networks.items():
-            files[name], int8, plain = (Path(place) / f"{name}{kind}.onnx" for kind in ("", ".int8", ".plain"))
+            files[name] = Path(place) / f"{name}.onnx"
             export_onnx(network, files[name], e.spec.image_shape)
             if runs_in_int8(network):
-                export_onnx(without_quantizers(network), plain, e.spec.image_shape)
-                files[f"{name} int8"] = int8
-                quantize_onnx(plain, int8, images, student=network)
+                plain = plain_onnx(network, files[name], Path(place), e.spec.image_shape)
+                files[f"{name} int8"] = Path(place) / f"{name}.int8.onnx"
+                quantize_onnx(plain, files[f"{name} int8"], images, student=network)
         found: dict[str, Any] = {name: {"bytes": path.stat().st_size, "latency": {}} for name, path in files.items()}
         for batch in BATCHES:
             for threads in dict.fromkeys((1, os.cpu_count() or 1)):

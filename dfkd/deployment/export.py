@@ -18,7 +18,7 @@ from dfkd.api import load_dreams
 from dfkd.deployment.finished import finished_run
 from dfkd.deployment.int8 import costly_layers, quantize_onnx
 from dfkd.deployment.integers import runs_in_int8, without_quantizers
-from dfkd.deployment.onnx_file import OnnxFile, describe, export_onnx
+from dfkd.deployment.onnx_file import OnnxFile, describe, export_onnx, plain_onnx
 from dfkd.dreams import Dreams
 from dfkd.errors import ConfigError
 from dfkd.evaluation.controls import noise_images, procedural_images
@@ -96,8 +96,7 @@ def export_int8(
     before = "student" if quantized_layers(student) else "float"
     files = {before: source, "int8": path}
     with tempfile.TemporaryDirectory() as place:
-        plain = Path(place) / "plain.onnx"
-        export_onnx(without_quantizers(student), plain, e.spec.image_shape)
+        plain = plain_onnx(student, source, Path(place), e.spec.image_shape)
         quantize_onnx(plain, path, images, options.in_float, student)
         for name in options.controls:
             files[f"int8 on {name}"] = Path(place) / f"{name}.onnx"

@@ -80,6 +80,22 @@ def describe(path: Path, spec: InputSpec, class_names: Sequence[str] | None) -> 
         onnx.save(model, str(temporary))
 
 
+def plain_onnx(student: nn.Module, source: Path, place: Path, image_shape: tuple[int, int, int]) -> Path:
+    """The ONNX file of `student` without the rounding of inputs: `source`, or of a quantised one a file in `place`.
+
+    Args:
+        student: the network.
+        source: its file, as `export_onnx` writes it.
+        place: a folder.
+        image_shape: (C, H, W) of its input.
+    """
+    if not quantized_layers(student):
+        return source
+    path = place / f"{source.stem}.plain.onnx"
+    export_onnx(without_quantizers(student), path, image_shape)
+    return path
+
+
 def export_onnx(student: nn.Module, path: Path, image_shape: tuple[int, int, int]) -> dict[str, float]:
     """Write `student` as ONNX: `images` (batch, C, H, W) in normalised input space to `logits` (batch, classes).
 

@@ -90,12 +90,14 @@ def _inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def best_range(values: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the grid of integers in [0, levels] with the smallest squared error on `values`."""
     lowest, highest = values.min().clamp_max(0), values.max().clamp_min(0)
-    best, least = None, torch.tensor(torch.inf)
-    for share in torch.linspace(1, 0.1, TRIED).tolist():
+
+    def grid(share: float) -> tuple[Tensor, Tensor]:
         scale = ((highest - lowest) * share / levels).clamp_min(torch.finfo(torch.float32).tiny)
-        zero = (-lowest * share / scale).round()
-        error = (((values / scale).round() + zero).clamp(0, levels).sub(zero) * scale - values).square().sum()
-        if best is None or error < least:
-            best, least = (scale, zero), error
-    assert best is not None
-    return best
+        return scale, (-lowest * share / scale).round()
+
+    def error(share: float) -> float:
+        scale, zero = grid(share)
+        on_it = ((values / scale).round() + zero).clamp(0, levels).sub(zero) * scale
+        return (on_it - values).square().sum().item()
+
+    return grid(min(torch.linspace(1, 0.1, TRIED).tolist(), key=error))

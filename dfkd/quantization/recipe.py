@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dfkd.errors import require
+from dfkd.errors import ConfigError, require
 
 BITS = range(2, 9)
 
@@ -34,6 +34,7 @@ class QuantizationRecipe:
 
     def bits(self, edge: bool) -> tuple[int, int]:
         """Bits of a layer's weight and input; of the first and last layer where `edge`."""
-        assert self.weight_bits is not None
+        if self.weight_bits is None:
+            raise ConfigError(f"quantization.weight_bits must be in [{BITS[0]}, {BITS[-1]}] to quantise, got None.")
         least = self.edge_bits or 0 if edge else 0
         return max(self.weight_bits, least), max(self.input_bits, least)

@@ -40,11 +40,12 @@ def page(runs: Runs, over_seeds: Mapping[str, pd.DataFrame]) -> str:
         runs: what was read from the folders.
         over_seeds: further tables, by their titles.
     """
+    loader = PackageLoader("dfkd.reporting", "html")
     environment = Environment(
-        loader=PackageLoader("dfkd.reporting", "html"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    style, script = (_source(environment, name) for name in ("page.css", "page.js"))
+    style, script = (loader.get_source(environment, name)[0] for name in ("page.css", "page.js"))
     names = _short_names([run for table in (runs.students, runs.incremental) if len(table) for run in table["run"]])
     students = _students(runs.students, names)
     return environment.get_template("page.html").render(
@@ -58,11 +59,6 @@ def page(runs: Runs, over_seeds: Mapping[str, pd.DataFrame]) -> str:
         tables={title: _aligned(table) for title, table in over_seeds.items()},
         others=runs.others.to_dict("records"),
     )
-
-
-def _source(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
 
 
 def _short_names(runs: list[str]) -> dict[str, str]:

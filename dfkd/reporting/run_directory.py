@@ -105,12 +105,12 @@ def write_status(directory: Path, status: str, **more: Any) -> None:
 
 def is_untouched(directory: Path) -> bool:
     """Whether nothing is in the directory but what shows that this run has it."""
-    return {path.name for path in directory.iterdir()} <= {".lock", ".holder"}
+    return {path.name for path in directory.iterdir()} <= {LOCK, ".holder"}
 
 
 def abandon(directory: Path) -> None:
     """Remove the directory of a run that began nothing, unless there is more in it than an attempt leaves."""
-    for name in (STATUS, LOG, ".lock", ".holder"):
+    for name in (STATUS, LOG, LOCK, ".holder"):
         (directory / name).unlink(missing_ok=True)
     with suppress(OSError):
         directory.rmdir()

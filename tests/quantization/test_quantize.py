@@ -222,6 +222,8 @@ def test_bad_options_and_networks_are_named(teacher):
         QuantizationRecipe(weight_bits=1)
     with pytest.raises(ConfigError, match=r"quantization\.in_float must be names of its layers .*got 'fc'"):
         quantized(teacher, QuantizationRecipe(weight_bits=4, in_float=["fc"]))
+    with pytest.raises(ConfigError, match=r"quantization\.weight_bits must be in \[2, 8\] to quantise, got None"):
+        quantized(teacher, QuantizationRecipe())
     with pytest.raises(ModelError, match="quantised already"):
         quantized(quantized(teacher))
     kept = quantized(teacher, QuantizationRecipe(weight_bits=4, in_float=["linear"]))
