@@ -10,4 +10,4 @@ class Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+        return text if record.levelno < logging.WARNING else f"{record.levelname}: {text}"
