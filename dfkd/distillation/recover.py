@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,6 +23,7 @@ from dfkd.models.freezing import learning
 from dfkd.quantization.grid import LatentWeights
 from dfkd.quantization.quantize import CALIBRATION, quantize
 from dfkd.quantization.recipe import QuantizationRecipe
+from dfkd.training.averaging import Average
 from dfkd.training.data import SeededDataModule
 from dfkd.training.fit import TrainerOptions, Workplace, fit
 
@@ -83,17 +84,6 @@ def recover_student(
             callbacks.append(HeldOutChecks(held_out, recipe.patience, module.pruned_from))
         with learning(student):
             return fit(module, data, workplace, callbacks)
-
-
-class Average(EMAWeightAveraging):
-    """Lightning's exponential moving average, in a form that can be handed to other processes."""
-
-    def __init__(self, decay: float) -> None:
-        super().__init__(decay=decay)
-        self.decay = decay
-
-    def __reduce__(self) -> tuple[type, tuple[float]]:
-        return type(self), (self.decay,)
 
 
 def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:

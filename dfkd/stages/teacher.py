@@ -9,6 +9,7 @@ from dfkd.real_data.datamodule import RealDataModule
 from dfkd.seeding import derive_seed
 from dfkd.stages.networks import build, save
 from dfkd.stages.stage import Inputs, Notes, Recipe
+from dfkd.training.averaging import Average
 from dfkd.training.data import Stream
 from dfkd.training.fit import Workplace, fit
 from dfkd.training.teacher import TeacherRecipe, TeacherTraining
@@ -46,8 +47,10 @@ def train(recipe: Trained, inputs: Inputs, workplace: Workplace) -> Notes:
     teacher = build(inputs["network"], derive_seed(recipe.seed, "teacher"))
     if "start" in inputs:
         inputs["start"].start(teacher, recipe.spec.num_classes)
+    training.require_takes(teacher, recipe.spec.image_shape)
     stream = Stream(training.batch_size, training.updates, recipe.seed, workplace.options.num_workers)
     data = RealDataModule(inputs["images"].open(), stream)
-    history = fit(TeacherTraining(teacher, training, recipe.seed), data, workplace)
+    averaging = [Average(training.weight_averaging)] if training.weight_averaging else []
+    history = fit(TeacherTraining(teacher, training, recipe.seed), data, workplace, averaging)
     save(teacher, workplace.directory)
     return {"history": history}

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from dfkd.errors import require
+from dfkd.errors import ConfigError, require
+from dfkd.models.freezing import frozen
 from dfkd.training.augmentation import augment
 from dfkd.training.module import SeededTraining
 from dfkd.training.optimizer import OptimizerRecipe
 from dfkd.training.ranks import whole_batch_norm
+
+GROWN = 0.75  # of the updates, after which images have their whole size
+SIDE_STEP = 4  # pixels: each new size costs the choice of new kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +25,19 @@ class TeacherRecipe(OptimizerRecipe):
 
     Attributes:
         label_smoothing: share of the target spread over all classes.
+        progressive_size: share of their sides that images are shrunk to at first (progressive resizing; Tan and Le
+            2021). It grows linearly, in steps of four pixels, to 1 after three quarters of the updates: the early ones,
+            which learn what is coarse, cost a fraction. None: images are whole.
+        weight_averaging: decay of an exponential moving average of weights and statistics, which then is the teacher;
+            None: it has the weights of the last update.
         start: weights to start from, a file or `torchvision:NAME`; the classifier starts anew where they have one for
             other classes. None: random weights.
     """
 
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
+    progressive_size: float | None = None
+    weight_averaging: float | None = None
     start: str | None = None
 
     group = "teacher.training"
@@ -33,6 +45,30 @@ class TeacherRecipe(OptimizerRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.label_smoothing < 1, "teacher.training.label_smoothing", self.label_smoothing, "in [0, 1)")
+        for option in ("progressive_size", "weight_averaging"):
+            value = getattr(self, option)
+            require(value is None or 0 < value < 1, f"teacher.training.{option}", value, "in (0, 1), or null")
+
+    def side(self, whole: int, update: int) -> int:
+        """Pixels of the side of images at an update, of a `whole` one."""
+        if self.progressive_size is None:
+            return whole
+        grown = min(1.0, update / (GROWN * self.updates))
+        share = self.progressive_size + (1 - self.progressive_size) * grown
+        return min(whole, SIDE_STEP * round(share * whole / SIDE_STEP) or SIDE_STEP)
+
+    def require_takes(self, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        """Raise `ConfigError` unless `network` takes the smallest images (C, H, W) of the training."""
+        channels, *sides = image_shape
+        smallest = [self.side(whole, 0) for whole in sides]
+        try:
+            with torch.no_grad(), frozen(network):
+                network(torch.zeros(2, channels, *smallest))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"teacher.training.progressive_size must be larger for this network, got {self.progressive_size}: it "
+                f"does not take images of {smallest[0]} x {smallest[1]} pixels ({error}). Set it to null."
+            ) from error
 
 
 class TeacherTraining(SeededTraining):
@@ -45,6 +81,9 @@ class TeacherTraining(SeededTraining):
             self.share(augment(images, self.recipe.crop_padding, self.recipe.flip)),
             self.ranks.share(labels),
         )
+        sides = [self.recipe.side(whole, self.global_step) for whole in images.shape[2:]]
+        if sides != list(images.shape[2:]):
+            images = F.interpolate(images, sides, mode="bilinear", antialias=True)
         with whole_batch_norm(self.network, self.ranks):
             logits = self.network(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
