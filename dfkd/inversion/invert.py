@@ -5,21 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from dfkd.dreams.bank import DreamBank, Dreams
-from dfkd.errors import InversionError, require
+from dfkd.errors import ConfigError, InversionError, require
 from dfkd.inversion.module import InversionModule, OnBatchCheck
 from dfkd.inversion.plan import plan_batches
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec
-from dfkd.training.fit import Workplace
+from dfkd.training.fit import TrainerOptions, Workplace
+from dfkd.training.launched import launcher, on_all_ranks, wait_for_all_ranks
 from dfkd.training.processes import quiet_lightning
 from dfkd.training.progress import Progress
 
@@ -55,7 +59,8 @@ def fill_bank(
         require(options.dream_devices == 1, "trainer.dream_devices", options.dream_devices, ALONE)
     plan = plan_batches(recipe, spec.num_classes, seed)
     missing = bank.missing(len(plan))
-    ranks = min(options.dream_devices, len(missing))
+    launched = launcher() is not None and len(missing) >= options.ranks and not recipe.feature_history
+    ranks = options.ranks if launched else min(options.dream_devices, len(missing))
     if missing:
         batches = [plan[number] for number in missing]
         module = InversionModule(
@@ -69,7 +74,10 @@ def fill_bank(
                 _fit(module, options.make_trainer(max_epochs=1))
             else:
                 with _watching(bank, missing, recipe, progress):
-                    _fit(module, options.make_trainer(max_epochs=1, ranks=ranks))
+                    if launched:
+                        on_all_ranks(partial(_fit_launched, module, options))
+                    else:
+                        _fit(module, options.make_trainer(max_epochs=1, ranks=ranks))
     dreams, history = bank.load(len(plan), recipe.num_held_out)
     history = [{"step": _step(recipe, row["batch"], row["iteration"]), **row} for row in history]
     if ranks > 1:  # the ranks are processes of their own, which no logger reaches
@@ -96,6 +104,26 @@ def _fit(module: InversionModule, trainer: Trainer) -> None:
     finally:
         module.release()
         module.teacher.to(home)
+
+
+def _fit_launched(module: InversionModule, options: TrainerOptions) -> None:
+    """What every launched rank does: it makes its share of the batches, and waits until all are there."""
+    if not module.bank.directory.is_dir():
+        raise ConfigError(
+            f"The store must be on a file system that all ranks see: there is no {module.bank.directory} on this "
+            "machine. Set store=FOLDER to one that is, or start one process."
+        )
+    environment = cast(ClusterEnvironment, launcher())
+    module.batches = module.batches[environment.global_rank() :: environment.world_size()]
+    # A trainer of one device each: those that are joined wait for each other before every batch.
+    own = replace(options, device=options.device + environment.local_rank(), devices=1, num_nodes=1)
+    _fit(module, own.make_trainer(max_epochs=1))
+    try:
+        wait_for_all_ranks()
+    except RuntimeError as error:
+        raise InversionError(
+            f"A rank that was making dreams has ended ({error}). Finished batches are kept: run the same again."
+        ) from error
 
 
 def _told(progress: Progress, recipe: InversionRecipe, workplace: Workplace) -> OnBatchCheck:

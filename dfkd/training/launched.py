@@ -1,8 +1,8 @@
 """Ranks that torchrun or SLURM started, on one machine or several: each is the whole program.
 
-The first rank does the run. The others make nothing of their own, no dreams and no product of the store: they wait for
-the trainings that the first comes to, each handed to them whole, and are a rank of it. So nothing in a run has to know
-of them, and a machine that fails ends all.
+The first rank does the run. The others make no product of the store: they wait for what the first comes to that ranks
+share, trainings and banks of dreams, each handed to them whole, and are a rank of it. So nothing else in a run has to
+know of them, and a machine that fails ends all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from dfkd.training.processes import LONGEST_WAIT
 
-Training = Callable[[], None]
+Work = Callable[[], None]
 
 
 @cache
@@ -58,8 +58,8 @@ def first_of_the_launched() -> Iterator[bool]:
         rank=environment.global_rank(), world_size=environment.world_size(), timeout=LONGEST_WAIT,
     )  # fmt: skip
     if environment.global_rank() > 0:
-        while (training := _received()) is not None:
-            training()
+        while (work := _received()) is not None:
+            work()
         yield False
     else:
         yield True
@@ -67,13 +67,18 @@ def first_of_the_launched() -> Iterator[bool]:
     dist.destroy_process_group()
 
 
-def on_all_ranks(training: Training) -> None:
-    """Do `training` here and on the ranks that wait for it."""
-    dist.broadcast_object_list([training])
-    training()
+def on_all_ranks(work: Work) -> None:
+    """Do `work` here and on the ranks that wait for it."""
+    dist.broadcast_object_list([work])
+    work()
 
 
-def _received() -> Training | None:
+def wait_for_all_ranks() -> None:
+    """Come back when every rank has come here (`RuntimeError` where one has ended)."""
+    dist.barrier()
+
+
+def _received() -> Work | None:
     received: list[Any] = [None]
     try:
         dist.broadcast_object_list(received)

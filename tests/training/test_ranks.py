@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -253,6 +254,26 @@ def test_launched_ranks_are_as_good_as_spawned_ones(launcher, tmp_path):
     assert "recover: " in first.stdout and not second.stdout  # the second has no run of its own
     again = command([*SMALLEST, *LEARNING, "run_dir=run", "stage=recover", "teacher.training.updates=30"], tmp_path)
     assert "recover: found in the store" in again.stdout
+
+
+@pytest.mark.slow
+def test_launched_ranks_share_the_dreams_that_one_makes(tmp_path):
+    dreaming = ["stage=dream", "inversion.num_images=32", "inversion.batch_size=16", "inversion.num_held_out=8"]
+    banks = []
+    for folder, ranks in (("one", 1), ("two", 2)):
+        directory = tmp_path / folder
+        directory.mkdir()
+        if ranks == 1:
+            options = [*SMALLEST, *LEARNING, *dreaming, "run_dir=run"]
+            running.run(options, directory, {"OMP_NUM_THREADS": "1"}, 300).check_returncode()
+        else:
+            shutil.copytree(tmp_path / "one/artifacts/teacher", directory / "artifacts/teacher")
+            first, second = launched("torchrun", directory, "trainer.num_nodes=2", *dreaming)
+            assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+            assert not second.stdout
+        banks.append({path.name: path.read_bytes() for path in directory.glob("artifacts/dreams/*/batch_*")})
+    assert len(banks[0]) == 3  # odd for two ranks
+    assert banks[0] == banks[1]
 
 
 def test_launched_ranks_that_are_not_asked_for_are_refused(tmp_path):
