@@ -35,6 +35,7 @@ from dfkd.reporting.run_directory import (
     BUDGET,
     COMMAND,
     CONFIG,
+    NEXT,
     RESULT,
     abandon,
     is_untouched,
@@ -93,8 +94,8 @@ def _run(
     cfg: DictConfig, experiment: Experiment, plan: Plan, metrics: Metrics, run_dir: Path
 ) -> tuple[dict[str, Any] | None, Runner]:
     task = TASKS[cfg.task]
-    place = run_dir / ".next" if (run_dir / RESULT).exists() else run_dir  # not beside an earlier result, until it ends
-    for directory in {run_dir / ".next", place}:
+    place = run_dir / NEXT if (run_dir / RESULT).exists() else run_dir  # not beside an earlier result, until it ends
+    for directory in {run_dir / NEXT, place}:
         write_text(directory / CONFIG, OmegaConf.to_yaml(cfg))
         remember(directory / CONFIG)
         write_text(directory / COMMAND, _command(run_dir))
@@ -107,8 +108,8 @@ def _run(
     if cfg.stage == task.parts[-1]:
         whatever_seed = make_experiment(with_options(cfg, {"seed": 0}))
         setting = settings_of(task, task.plan(whatever_seed))
-        result = write_run(record(task, experiment, plan, runner, setting), run_dir / ".next")
-        log_run(result, run_dir / ".next", metrics)
+        result = write_run(record(task, experiment, plan, runner, setting), run_dir / NEXT)
+        log_run(result, run_dir / NEXT, metrics)
         publish(run_dir)
         _print_table(result)
         log.info("%s", view(result).summary(result))

@@ -22,7 +22,7 @@ from rich.table import Table
 from dfkd.errors import ConfigError
 from dfkd.files import size_text
 from dfkd.locking import locked
-from dfkd.reporting.run_directory import ARTIFACTS, RESULT, STATUS
+from dfkd.reporting.run_directory import ARTIFACTS, NEXT, RESULT, STATUS
 from dfkd.store import VERSION, Store, folder_size
 
 
@@ -75,14 +75,16 @@ def _references(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """Runs under some folders by the products that they refer to."""
     found: dict[str, list[Path]] = {}
     for run in _runs(folders):
-        for identity in dict.fromkeys(identity for name in (RESULT, ARTIFACTS) for identity in _named(run / name)):
+        files = [place / name for place in (run, run / NEXT) for name in (RESULT, ARTIFACTS)]
+        for identity in dict.fromkeys(identity for file in files for identity in _named(file)):
             found.setdefault(identity, []).append(run)
     return found
 
 
 def _runs(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
-        yield from sorted({path.parent for name in (STATUS, RESULT, ARTIFACTS) for path in folder.rglob(name)})
+        places = {path.parent for name in (STATUS, RESULT, ARTIFACTS) for path in folder.rglob(name)}
+        yield from sorted({place.parent if place.name == NEXT else place for place in places})
 
 
 def _named(path: Path) -> list[str]:

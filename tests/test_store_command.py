@@ -70,6 +70,15 @@ def test_ls_says_kind_key_age_size_and_run(stored, tmp_path, capsys):
     assert "one" in used and "one" not in unused
 
 
+def test_what_a_run_finds_out_anew_is_that_runs(stored, tmp_path, capsys):
+    begun = tmp_path / "runs" / "one" / ".next"
+    begun.mkdir()
+    (begun / "artifacts.json").write_text(json.dumps({"stage": f"kind/{key(stored, 2)}"}))
+    main(["ls", str(stored.root), "--runs", str(tmp_path / "runs")])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "finished" in line]
+    assert len(lines) == 2 and all("one" in line and ".next" not in line for line in lines)
+
+
 def test_du_says_how_large_each_kind_is_and_gc_older_removes_what_is_old(older, capsys):  # noqa: F811
     main(["du", str(older.root)])
     said = capsys.readouterr().out

@@ -30,6 +30,7 @@ STATUS = "status.json"
 LOCK = ".lock"
 LOG = "dfkd.log"
 ARTIFACTS = "artifacts.json"  # what the run needs of the store, named before it begins
+NEXT = ".next"  # what a run finds out until it has a result
 BUDGET = "within_seconds.json"
 SO_FAR = "so_far.json"  # what is known before there is a result
 EXPORT = "export.json"  # what `dfkd export` found out
@@ -56,7 +57,7 @@ def occupied(directory: Path) -> Iterator[None]:
 
     with locked(directory / LOCK, refuse):
         settle(directory)
-        shutil.rmtree(directory / ".next", ignore_errors=True)
+        shutil.rmtree(directory / NEXT, ignore_errors=True)
         for left in directory.glob(".*.*.*"):  # by a write that a kill cut short
             left.unlink(missing_ok=True)
         yield
@@ -69,7 +70,7 @@ def is_occupied(directory: Path) -> bool:
 
 def publish(directory: Path) -> None:
     """Let the files in `.next/` take the place of an earlier result."""
-    (directory / ".next").replace(directory / ".complete")
+    (directory / NEXT).replace(directory / ".complete")
     settle(directory)
 
 
