@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec
 from dfkd.training.fit import Workplace
+from dfkd.training.metrics import SHOWN
 from dfkd.training.processes import quiet_lightning
 from dfkd.training.progress import Progress
 
+MOST_PICTURES = 20  # that loggers are sent of a bank on its way
 ALONE = "1 with inversion.feature_history, which makes batches one after the other"
 
 
@@ -55,8 +58,10 @@ def fill_bank(
         require(options.dream_devices == 1, "trainer.dream_devices", options.dream_devices, ALONE)
     plan = plan_batches(recipe, spec.num_classes, seed)
     missing = bank.missing(len(plan))
+    show = partial(_show, workplace, recipe, spec, -(-len(plan) // MOST_PICTURES))
     ranks = min(options.dream_devices, len(missing))
     if missing:
+        _tell(bank, sorted({*range(len(plan))} - {*missing}), workplace, recipe, show)
         batches = [plan[number] for number in missing]
         module = InversionModule(
             teacher, recipe, spec, bank, batches, len(plan), options.compile, options.checkpoint_seconds, earlier
@@ -65,16 +70,38 @@ def fill_bank(
         done = total - len(missing) * recipe.total_iterations
         with Progress(workplace.name, total, "iterations", done=done) as progress:
             if ranks == 1:
-                module.on_check = _told(progress, recipe, workplace)
+                module.on_check, module.on_made = _told(progress, recipe, workplace), show
                 _fit(module, options.make_trainer(max_epochs=1))
             else:
                 with _watching(bank, missing, recipe, progress):
                     _fit(module, options.make_trainer(max_epochs=1, ranks=ranks))
-    dreams, history = bank.load(len(plan), recipe.num_held_out)
-    history = [{"step": _step(recipe, row["batch"], row["iteration"]), **row} for row in history]
     if ranks > 1:  # the ranks are processes of their own, which no logger reaches
-        workplace.metrics.replay(workplace.name, [row for row in history if row["batch"] in missing])
-    return dreams, history
+        _tell(bank, missing, workplace, recipe, show)
+    dreams, history = bank.load(len(plan), recipe.num_held_out)
+    return dreams, [{"step": _step(recipe, row["batch"], row["iteration"]), **row} for row in history]
+
+
+def _tell(
+    bank: DreamBank,
+    numbers: Sequence[int],
+    workplace: Workplace,
+    recipe: InversionRecipe,
+    show: Callable[[int, Dreams], None],
+) -> None:
+    """Send the loggers what they have not seen: batches of an interrupted call, or of other processes."""
+    for number in numbers:
+        dreams, rows = bank.read(number)
+        for row in rows:
+            workplace.metrics.log(workplace.name, _step(recipe, number, int(row["iteration"])), row)
+        show(number, dreams)
+
+
+def _show(
+    workplace: Workplace, recipe: InversionRecipe, spec: InputSpec, every: int, number: int, dreams: Dreams
+) -> None:
+    if number % every == 0:
+        step = _step(recipe, number, recipe.most_iterations - 1)
+        workplace.metrics.images(f"{workplace.name}/dreams", spec.to_pixels(dreams.images[:SHOWN]), step)
 
 
 def _step(recipe: InversionRecipe, batch: int, iteration: int) -> int:

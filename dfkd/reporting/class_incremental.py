@@ -49,6 +49,15 @@ def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
     return "accuracy", {NETWORKS[name]: scores[kind] for name, scores in result["scores"].items()}
 
 
+def key_numbers(result: dict[str, Any]) -> dict[str, float]:
+    """What a table of many runs shows of each: each network's score, as in `bars`, and the student's agreement."""
+    known = all(scores["combined"] is not None for scores in result["scores"].values())
+    kind = "combined" if known else "new"
+    numbers = {f"{name}_{kind}": scores[kind] for name, scores in result["scores"].items()}
+    agreement = objective(result)
+    return numbers if agreement is None else numbers | {"agreement": agreement}
+
+
 def summary(result: dict[str, Any]) -> str:
     """One line on what the run did and how long it took."""
     classes, dreams, timing = result["classes"], result["dreams"], result["timing"]

@@ -108,6 +108,16 @@ def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
     return kind, {NETWORKS[name]: value for name, value in values.items() if value is not None}
 
 
+def key_numbers(result: dict[str, Any]) -> dict[str, float]:
+    """What a table of many runs shows of each: the networks' scores, and the student's agreement, sparsity, size."""
+    kind, scores = network_scores(result)
+    student = student_of(result)
+    numbers = {f"{name}_{kind}": score for name, score in scores.items()}
+    numbers |= {"agreement": student["agreement"], "recovery": result["recovery"], "sparsity": student["sparsity"]}
+    numbers |= {"packed_bytes": student["bytes"]["packed"], "weight_bits": student.get("weight_bits")}
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
 def summary(result: dict[str, Any]) -> str:
     """One line on what the run did and how long it took."""
     dreams, timing = result["dreams"], result["timing"]
