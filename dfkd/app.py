@@ -206,7 +206,8 @@ def _hydra_main(cfg: DictConfig) -> float | None:
         FAILURES.append((run_dir, error))
         return None
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
-        return view(result).objective(result)
+        found: float | None = view(result).objective(result)
+        return found
     return None
 
 

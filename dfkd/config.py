@@ -129,7 +129,7 @@ def register() -> None:
 
 
 def _schema() -> DictConfig:
-    schema = OmegaConf.structured(Schema)
+    schema: DictConfig = OmegaConf.structured(Schema)
     recipes = [schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.incremental,
                schema.quantization]  # fmt: skip
     for recipe in (*recipes, schema.trainer):
@@ -229,7 +229,7 @@ def with_new_names(message: str) -> str:
 
 def _small_images(*, _root_: DictConfig) -> bool:
     """Whether a network made for ImageNet's size should not shrink the images of this run at once."""
-    return max(_root_.input.image_shape[1:]) < SMALL
+    return bool(max(_root_.input.image_shape[1:]) < SMALL)
 
 
 def _sweep_dir(*, _root_: DictConfig) -> str:

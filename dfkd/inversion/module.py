@@ -83,10 +83,10 @@ class InversionModule(lightning.LightningModule):
         self.statistics = EarlierStatistics(bank, recipe.feature_history)
         self.earlier = earlier
 
-    def configure_optimizers(self) -> list:
+    def configure_optimizers(self) -> list[Any]:
         return []  # each batch of images has an optimiser of its own
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         mine: list[Any] = self.batches[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 

@@ -70,4 +70,5 @@ def summary(result: dict[str, Any]) -> str:
 
 def objective(result: dict[str, Any]) -> float | None:
     """What a sweeper that searches may choose by: held-out dreams, never the test images."""
-    return result["scores"]["learn"]["agreement"]
+    agreement: float | None = result["scores"]["learn"]["agreement"]
+    return agreement

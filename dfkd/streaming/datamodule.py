@@ -100,7 +100,7 @@ class StreamingDreamDataModule(SeededDataModule):
     def training_set(self) -> MappedDreams:
         return self.dreams
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         _ = self._fitting  # raises without one
         made = self.streaming.new_batches(self.consumed)
         for number in range(len(self.dreams.files) - self.first_files, made):

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,7 +73,7 @@ def on_all_ranks(training: Training) -> None:
 
 
 def _received() -> Training | None:
-    received: list[Any] = [None]
+    received: list[Training | None] = [None]
     try:
         dist.broadcast_object_list(received)
     except RuntimeError as error:

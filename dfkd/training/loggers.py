@@ -62,7 +62,7 @@ class WandbSink(Sink):
     def table(self, name: str, columns: list[str], rows: Sequence[list[str]]) -> None:
         from wandb import Table
 
-        self._send({name: Table(columns=columns, data=list(rows))}, None)
+        self._send({name: Table(columns=[*columns], data=list(rows))}, None)
 
     def summary(self, numbers: Mapping[str, float]) -> None:
         self.experiment.summary.update(dict(numbers))
