@@ -29,17 +29,23 @@ COMMANDS = sorted({line for line in LINES if line.split()[1] not in SUBCOMMANDS}
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))]
 LINKED = {(page.parent / link).resolve() for page, link in LINKS if link.endswith("result.json")}
 RESULTS = sorted(LINKED | set((ROOT / "docs" / "results").glob("*.json")))
-LAUNCHERS = {"workstation": "joblib", "slurm": "submitit", "ray_cluster": "ray"}
+PLUGINS = {
+    "hydra/launcher=workstation": "hydra_joblib_launcher",
+    "hydra/launcher=slurm": "hydra_submitit_launcher",
+    "hydra/launcher=ray_cluster": "hydra_ray_launcher",
+    "hydra/sweeper=search": "hydra_optuna_sweeper",
+}
 STUDIES = sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_composes(line):
-    for name, plugin in LAUNCHERS.items():
-        if f"hydra/launcher={name}" in line:
-            pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    for option, plugin in PLUGINS.items():
+        if option in line:
+            pytest.importorskip(f"hydra_plugins.{plugin}")
     overrides = [word for word in shlex.split(line)[1:] if word != "-m"]
     if "-m" in line:  # the first job of the sweep
+        overrides = [re.sub(r"=.*\(([^(),]+),[^()]*\)+$", r"=\1", word) for word in overrides]  # a search's range
         overrides = [word if "[" in word else word.split(",")[0] for word in overrides]
     config.register()
     with initialize_config_module("dfkd.conf", version_base="1.3"):
