@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from dfkd.experiment_config import checked_experiment, make_experiment, with_opt
 from dfkd.files import write_json, write_text
 from dfkd.help import full_help, overview
 from dfkd.reporting import report
+from dfkd.reporting.reading import on_device
 from dfkd.reporting.result import view
 from dfkd.reporting.run_directory import (
     ARTIFACTS,
@@ -43,7 +45,7 @@ from dfkd.reporting.run_directory import (
     publish,
     write_status,
 )
-from dfkd.reporting.run_files import log_run, write_run
+from dfkd.reporting.run_files import log_numbers, log_run, write_run
 from dfkd.reporting.so_far import tell
 from dfkd.run_config import remember
 from dfkd.stages import Runner
@@ -83,9 +85,9 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
                 abandon(run_dir)  # an option was mistyped
             else:
                 write_status(run_dir, "failed", stage=str(cfg.stage), error=f"{type(error).__name__}: {error}")
+            metrics.finish(failed=True)
             raise error from raised.__cause__
-        finally:
-            metrics.finish()
+        metrics.finish()
         write_status(run_dir, "finished", stage=cfg.stage)
     return result, runner
 
@@ -117,6 +119,7 @@ def _run(
             log.warning("%s", warning)
         if cfg.benchmark:
             log.info("%s", benchmark.verdict(benchmark.benchmark_run(run_dir, Path(cfg.store))))
+            log_numbers(on_device(run_dir, result), metrics)
     log.info("Files of this run: %s", run_dir)
     return result, runner
 
@@ -171,6 +174,8 @@ def _kept_options(path: Path, configuration: str) -> dict[str, int] | None:
 def _metrics(cfg: DictConfig, run_dir: Path) -> Metrics:
     if not cfg.logger:
         return Metrics()
+    if "TensorBoard" in str(cfg.logger.get("_target_")) and not find_spec("tensorboard"):
+        raise ConfigError("logger=tensorboard needs the package tensorboard: pip install 'dfkd[tensorboard]'")
     logger = config.instantiate("logger", cfg.logger, save_dir=str(run_dir))
     logger.log_hyperparams(config.shown(cfg))
     return Metrics([logger])
@@ -202,7 +207,8 @@ def _hydra_main(cfg: DictConfig) -> float | None:
         FAILURES.append((run_dir, error))
         return None
     if hydra_config.mode is RunMode.MULTIRUN and result is not None:
-        return view(result).objective(result)
+        found: float | None = view(result).objective(result)
+        return found
     return None
 
 

@@ -46,8 +46,11 @@ RENAMED = {
     "experiment=cifar10_resnet20": "experiment=image_folder_resnet20",
 }
 
-# Launchers of sweeps, by the extra that installs each.
-EXTRAS = {"joblib": "hydra/launcher/joblib", "slurm": "hydra/launcher/submitit_slurm", "ray": "hydra/launcher/ray"}
+# Launchers and sweepers of Hydra's, by the extra that installs each.
+EXTRAS = {
+    "joblib": "hydra/launcher/joblib", "slurm": "hydra/launcher/submitit_slurm", "ray": "hydra/launcher/ray",
+    "optuna": "hydra/sweeper/optuna",
+}  # fmt: skip
 
 # torchvision's networks that have a name of their own, and depths and widths of those for small images.
 TORCHVISION_MODELS = (
@@ -129,7 +132,7 @@ def register() -> None:
 
 
 def _schema() -> DictConfig:
-    schema = OmegaConf.structured(Schema)
+    schema: DictConfig = OmegaConf.structured(Schema)
     recipes = [schema.teacher.training, schema.inversion, schema.distillation, schema.streaming, schema.incremental,
                schema.quantization]  # fmt: skip
     for recipe in (*recipes, schema.trainer):
@@ -220,7 +223,7 @@ def with_close_name(message: str) -> str:
 def with_new_names(message: str) -> str:
     """An error of Hydra's that complains of an old name, for instance in a user's experiment file, with the new one.
 
-    And of a launcher that is not installed, with the extra that it is.
+    And of a launcher or sweeper that is not installed, with the extra that it is.
     """
     told = [f"{old} is called {new} now." for old, new in RENAMED.items() if "=" not in old and f"'{old}'" in message]
     told += [f"It is an extra: pip install 'dfkd[{extra}]'" for extra, name in EXTRAS.items() if f"'{name}'" in message]
@@ -229,7 +232,7 @@ def with_new_names(message: str) -> str:
 
 def _small_images(*, _root_: DictConfig) -> bool:
     """Whether a network made for ImageNet's size should not shrink the images of this run at once."""
-    return max(_root_.input.image_shape[1:]) < SMALL
+    return bool(max(_root_.input.image_shape[1:]) < SMALL)
 
 
 def _sweep_dir(*, _root_: DictConfig) -> str:

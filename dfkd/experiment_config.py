@@ -153,7 +153,7 @@ def _new_data(cfg: DictConfig, spec: InputSpec, classes: int) -> RealImages | No
     if not classes or cfg.task != "class_incremental":
         return None
     try:
-        return config.instantiate("new_data", cfg.new_data, replace(spec, num_classes=classes))
+        return cast(RealImages | None, config.instantiate("new_data", cfg.new_data, replace(spec, num_classes=classes)))
     except DataError as error:
         raise DataError(
             f"new_data: {error} (For new classes incremental.new_classes={classes} is what counts.)"

@@ -108,7 +108,7 @@ def _work(stage: Stage, costs: Costs) -> tuple[str, float]:
 def _images(stage: Stage) -> int:
     """How many images a stage is given."""
     if hasattr(stage.recipe, "num_images"):
-        return stage.recipe.num_images
+        return int(stage.recipe.num_images)
     dreams = stage.inputs.get("dreams")
     return dreams.recipe.inversion.num_images if isinstance(dreams, Stage) else 0  # type: ignore[attr-defined]
 

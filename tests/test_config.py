@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import dfkd.conf
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+import dfkd.conf
 from dfkd import config
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.experiment_config import make_experiment

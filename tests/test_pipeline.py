@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import struct
 from importlib.metadata import version
 
 import pytest
@@ -313,33 +312,6 @@ def test_damaged_dreams_are_made_again_and_never_used(finished, tmp_path):
     assert batch.read_bytes() == content
     assert "dream" not in result_of(tmp_path)["reused"]
     assert result_of(tmp_path)["recovered"] == before["recovered"]
-
-
-def records(log: bytes) -> bytes:
-    """The records of a wandb file: blocks of 32 KiB in which every piece of a record has a header of 7 bytes."""
-    pieces, place = [], 7
-    while place + 7 <= len(log):
-        left = 2**15 - place % 2**15
-        if left < 7:
-            place += left
-            continue
-        _, length, _ = struct.unpack("<IHB", log[place : place + 7])
-        pieces.append(log[place + 7 : place + 7 + length])
-        place += 7 + length
-    return b"".join(pieces)
-
-
-def test_wandb_offline_holds_curves_pictures_and_the_table(finished, tmp_path):
-    options = [*TINY, "logger=wandb", "logger.offline=true", f"store={finished}/artifacts"]
-    command(["-m", *options, "streaming.every=5", "seed=0,2", "run_dir=sweep"], tmp_path)
-    runs = sorted(tmp_path.glob("sweep/*/wandb/offline-run-*"))
-    assert len(runs) == 2  # each job is its own run
-    for run in runs:
-        files = {path.name.split("_")[0] for path in (run / "files" / "media").rglob("*.*")}
-        assert {"dreams", "recovery", "result", "stream"} <= files
-        content = records(next(run.glob("*.wandb")).read_bytes())
-        for name in (b"recover/total", b"dream/feature", b"recovered.accuracy", b"stream/images", b"stream/dreams"):
-            assert name in content
 
 
 def test_a_fresh_student_of_another_architecture_is_taught(finished, tmp_path):

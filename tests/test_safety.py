@@ -525,15 +525,20 @@ def test_a_file_in_the_current_folder_is_not_taken_for_a_package():
     assert done.returncode == 1 and "no ONNX file that onnxruntime runs" in done.stderr
 
 
-def test_no_secret_is_in_any_file_of_a_run(finished):
+LOGGERS = {"logger=wandb logger.offline=true": "*.wandb", "logger=tensorboard": "events.out.tfevents.*"}
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_no_secret_is_in_any_file_of_a_run(logger, finished):
     """Neither wandb's key nor what an option takes from the environment; wandb runs offline."""
     planted = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "PLANTED": "planted-secret"}
     shutil.copytree(finished / "artifacts", "artifacts-planted-secret")
-    options = [*TINY, "logger=wandb", "logger.offline=true", "run_dir=run", "store=artifacts-${oc.env:PLANTED}"]
+    options = [*TINY, *logger.split(), "run_dir=run", "store=artifacts-${oc.env:PLANTED}"]
     done = command(options, Path.cwd(), environment=planted)
     files = [path for path in Path("run").rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files) and Path("run/result.json") in files
+    logged = [path for path in files if path.match(LOGGERS[logger])]
+    assert logged and Path("run/result.json") in files
     for secret in planted.values():
         assert secret not in done.stdout + done.stderr
         assert not [str(path) for path in files if secret.encode() in path.read_bytes()]
-    assert any(b"${oc.env:PLANTED}" in path.read_bytes() for path in files if path.suffix == ".wandb")
+    assert any(b"${oc.env:PLANTED}" in path.read_bytes() for path in logged)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import QUIET, command
 from experiments import LEARNING, SMALLEST
 
@@ -62,7 +63,32 @@ def test_a_sweep_is_the_same_whatever_starts_its_jobs(plugin, plain, tmp_path):
         assert len(list(tmp_path.glob(f"artifacts/{kind}/*/artifact.json"))) == 1
 
 
-@pytest.mark.skipif(find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="needs to lack a launcher")
-def test_a_launcher_that_is_not_installed_is_an_extra(tmp_path):
-    failed = command([*SWEEP, "hydra/launcher=ray_cluster"], tmp_path, check=False)
-    assert failed.returncode and "pip install 'dfkd[ray]'" in failed.stderr
+@pytest.mark.slow
+def test_a_search_takes_the_best_agreement_and_the_same_trials_again(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    rates = "distillation.learning_rate=tag(log, interval(0.0001, 0.01))"
+    options = [option for option in SWEEP if not option.startswith("pruning.amount")]
+    search = [*options, "pruning.amount=0.9", "hydra/sweeper=search", "hydra.sweeper.n_trials=3", rates]
+    command(search, tmp_path)
+    found = {path: json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/result.json")}
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert len(found) == 3
+    assert best["best_value"] == max(result["recovered"]["agreement"] for result in found.values())
+    command(search, tmp_path)
+    assert set(tmp_path.glob("sweep/*/result.json")) == set(found)
+    assert all("recover" in json.loads(path.read_text())["reused"] for path in found)
+
+
+MISSING = {
+    "hydra_ray_launcher": ("hydra/launcher=ray_cluster", "ray"),
+    "hydra_optuna_sweeper": ("hydra/sweeper=search", "optuna"),
+}
+
+
+@pytest.mark.parametrize("plugin", MISSING)
+def test_a_plugin_that_is_not_installed_is_an_extra(plugin, tmp_path):
+    if find_spec(f"hydra_plugins.{plugin}") is not None:
+        pytest.skip("needs to lack a plugin")
+    option, extra = MISSING[plugin]
+    failed = command([*SWEEP, option], tmp_path, check=False)
+    assert failed.returncode and f"pip install 'dfkd[{extra}]'" in failed.stderr

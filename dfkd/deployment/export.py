@@ -123,7 +123,9 @@ def _cost(before: dict[str, float | None], after: dict[str, float | None]) -> fl
     return 0.0
 
 
-def _scores(classes: int, files: dict[str, Path], held_out: Tensor | None, tests: Dataset | None) -> dict[str, Any]:
+def _scores(
+    classes: int, files: dict[str, Path], held_out: Tensor | None, tests: Dataset[Any] | None
+) -> dict[str, Any]:
     networks = {name: OnnxFile(file) for name, file in files.items()}
     expected = None if held_out is None else next(iter(networks.values()))(held_out).argmax(1)
     scores: dict[str, Any] = {name: {"agreement": None, "accuracy": None} for name in networks}
@@ -136,7 +138,7 @@ def _scores(classes: int, files: dict[str, Path], held_out: Tensor | None, tests
     return scores
 
 
-def _test_images(e: Experiment) -> Dataset | None:
+def _test_images(e: Experiment) -> Dataset[Any] | None:
     return None if e.data is None else e.images(Purpose.EVALUATION).open()
 
 

@@ -47,7 +47,7 @@ def quantize_onnx(
             raise ConfigError(f"in_float must name layers of the network, got {name!r}. It has {', '.join(nodes)}.")
     quantization = needed("onnxruntime.quantization")
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined, misc]
         batches: Iterator[Tensor] = iter(images.float().split(BATCH))
 
         def get_next(self) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ class HeldOutChecks(Callback):
         first: update from which a check counts for `patience`; a student that is not yet pruned in full scores higher.
     """
 
-    def __init__(self, dreams: Dataset, patience: int | None = None, first: int = 0) -> None:
+    def __init__(self, dreams: Dataset[Any], patience: int | None = None, first: int = 0) -> None:
         self.dreams, self.patience, self.first = dreams, patience, first
         self.lowest, self.waited = float("inf"), 0
         self.chosen: dict[str, Tensor] = {}

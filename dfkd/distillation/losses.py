@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from dfkd.distillation.batch_norm import paired_layers
 from dfkd.training.ranks import ALONE, Ranks
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -33,7 +35,8 @@ def feature_error(student: Tensor, teacher: Tensor, ranks: Ranks = ALONE) -> Ten
     The gradient goes to the student alone. Where `ranks` share a batch, the variance is that of the whole, and the mean
     of their errors its error.
     """
-    return _FeatureError.apply(student, teacher, ranks)
+    error: Tensor = _FeatureError.apply(student, teacher, ranks)
+    return error
 
 
 class _FeatureError(torch.autograd.Function):
@@ -49,7 +52,8 @@ class _FeatureError(torch.autograd.Function):
         scale = ranks.count * scale  # the mean over ranks then is the sum over the batch
         ctx.save_for_backward(difference, scale)
         ctx.dtype = student.dtype
-        return torch.linalg.vector_norm(difference).square() * scale
+        error: Tensor = torch.linalg.vector_norm(difference).square() * scale
+        return error
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -73,13 +77,13 @@ def matched_features(teacher: nn.Module, student: nn.Module, ranks: Ranks = ALON
 
     # An in-place activation may overwrite a layer's output right after the hook: the teacher's is copied, the
     # student's is compared on the spot.
-    def keep(name: str):
+    def keep(name: str) -> Hook:
         channels = getattr(pairs[name][1], "teacher_channels", None)  # filter pruning leaves some of them
         if channels is None:
             return lambda _module, _inputs, output: expected[name].append(output.detach().clone())
         return lambda _module, _inputs, output: expected[name].append(output.detach()[:, channels.to(output.device)])
 
-    def compare(name: str):
+    def compare(name: str) -> Hook:
         return lambda _module, _inputs, output: errors.append(feature_error(output, expected[name].pop(0), ranks))
 
     handles = [layer.register_forward_hook(keep(name)) for name, (layer, _) in pairs.items()]

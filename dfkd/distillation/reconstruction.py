@@ -173,7 +173,7 @@ def _observe(student: nn.Module, teacher: nn.Module, name: str, batches: Sequenc
 
 
 def _without_bias(product: _Product) -> Tensor:
-    bias = product.inputs["bias"]
+    bias: Tensor | None = product.inputs["bias"]
     if bias is None:
         return product.output
     return product.output - (bias[:, None, None] if product.weight.dim() == 4 else bias)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -37,7 +38,7 @@ def recover_student(
     recipe: DistillationRecipe,
     workplace: Workplace,
     prune: Callable[[nn.Module, float], None] | None = None,
-    held_out: Dataset | None = None,
+    held_out: Dataset[Any] | None = None,
     quantization: QuantizationRecipe | None = None,
 ) -> list[dict[str, float]]:
     """Bring `student` back towards `teacher`, in place; its zero weights stay zero.
@@ -86,14 +87,14 @@ def recover_student(
             return fit(module, data, workplace, callbacks)
 
 
-def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader, options: TrainerOptions) -> None:
+def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader[Any], options: TrainerOptions) -> None:
     """`reconstruct` from the first `RECONSTRUCTION_IMAGES` of `loader`, on the options' device."""
     with _on_device(options, student, teacher):
         reconstruct(student, teacher, _first(RECONSTRUCTION_IMAGES, loader, options))
 
 
 def quantize_on(
-    student: nn.Module, recipe: QuantizationRecipe, loader: DataLoader, options: TrainerOptions
+    student: nn.Module, recipe: QuantizationRecipe, loader: DataLoader[Any], options: TrainerOptions
 ) -> LatentWeights:
     """`quantize`, its ranges from the first `CALIBRATION` images of `loader`, on the options' device."""
     with _on_device(options, student):
@@ -102,7 +103,7 @@ def quantize_on(
 
 
 def reestimate_on(
-    student: nn.Module, teacher: nn.Module, loader: DataLoader, recipe: DistillationRecipe, options: TrainerOptions
+    student: nn.Module, teacher: nn.Module, loader: DataLoader[Any], recipe: DistillationRecipe, options: TrainerOptions
 ) -> None:
     """`reestimate_batch_norm` over one epoch of `loader`, on the options' device; aligned where the recipe is."""
     with _on_device(options, student, teacher):
@@ -122,7 +123,7 @@ def _on_device(options: TrainerOptions, *models: nn.Module) -> Iterator[None]:
             model.to(home)
 
 
-def _first(count: int, loader: DataLoader, options: TrainerOptions) -> list[Tensor]:
+def _first(count: int, loader: DataLoader[Any], options: TrainerOptions) -> list[Tensor]:
     """Batches of the first `count` images of `loader`."""
     batches: list[Tensor] = []
     for images in _images(loader, options):
@@ -132,6 +133,6 @@ def _first(count: int, loader: DataLoader, options: TrainerOptions) -> list[Tens
     return batches
 
 
-def _images(loader: DataLoader, options: TrainerOptions) -> Iterator[Tensor]:
+def _images(loader: DataLoader[Any], options: TrainerOptions) -> Iterator[Tensor]:
     for batch in loader:
         yield batch[0].to(options.torch_device()).float()

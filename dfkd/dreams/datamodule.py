@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.utils.data import DataLoader, TensorDataset
 
 from dfkd.dreams.bank import Dreams
@@ -27,7 +29,7 @@ class DreamDataModule(SeededDataModule):
         """The held-out dreams."""
         return _dataset(self.dreams.held_out)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.held_out_set(), self.stream.batch_size)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 from dfkd.files import load_tensors
 
 
-class MappedDreams(Dataset):
+class MappedDreams(Dataset[Any]):
     """`(image, label)` pairs of a growing list of dream batches, in memory-mapped files.
 
     Args:

@@ -66,7 +66,7 @@ def dream_quality(
 
 def compare_with_real(
     dreams: Dreams,
-    real: Dataset,
+    real: Dataset[Any],
     extractor: nn.Module | None,
     spec: InputSpec,
     device: torch.device,

@@ -20,8 +20,8 @@ Scores = dict[str, float | None]  # each in [0, 1], None where it cannot be know
 def score(
     models: dict[str, nn.Module],
     teacher: nn.Module,
-    held_out: Dataset | None,
-    test_sets: dict[str, Dataset | None],
+    held_out: Dataset[Any] | None,
+    test_sets: dict[str, Dataset[Any] | None],
     num_classes: int,
     options: TrainerOptions,
 ) -> dict[str, Scores]:
@@ -39,7 +39,7 @@ def score(
         options: where to compute.
     """
 
-    def right(model: nn.Module, images: Dataset) -> float:
+    def right(model: nn.Module, images: Dataset[Any]) -> float:
         return accuracy(*predict(model, images, device, options.num_workers), num_classes)
 
     def alike(model: nn.Module) -> float | None:
@@ -60,13 +60,17 @@ def score(
     return scores
 
 
-def predict(model: nn.Module, dataset: Dataset, device: torch.device, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+def predict(
+    model: nn.Module, dataset: Dataset[Any], device: torch.device, num_workers: int = 0
+) -> tuple[Tensor, Tensor]:
     """The most likely class of every image and the labels, each (N,); the model is left as it was."""
     logits, labels = logits_of(model, dataset, device, num_workers)
     return logits.argmax(1), labels
 
 
-def logits_of(model: nn.Module, dataset: Dataset, device: torch.device, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+def logits_of(
+    model: nn.Module, dataset: Dataset[Any], device: torch.device, num_workers: int = 0
+) -> tuple[Tensor, Tensor]:
     """The logits (N, classes) of every image and the labels (N,); the model is left as it was."""
     home = next(model.parameters()).device
     with frozen(model.to(device)):
@@ -75,7 +79,7 @@ def logits_of(model: nn.Module, dataset: Dataset, device: torch.device, num_work
     return found
 
 
-def answers(network: Callable[[Tensor], Tensor], dataset: Dataset, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+def answers(network: Callable[[Tensor], Tensor], dataset: Dataset[Any], num_workers: int = 0) -> tuple[Tensor, Tensor]:
     """What anything that takes images (N, C, H, W) says to every image of a data set, and the labels (N,)."""
     loader: DataLoader[Any] = DataLoader(dataset, batch_size=256, num_workers=num_workers)
     with torch.inference_mode():

@@ -55,7 +55,8 @@ def optimise(
         generator: source of jitter and flips.
         valid_range: lowest and highest valid input, each broadcastable to (C, 1, 1); images are clipped to it after
             each step.
-        on_check: called about 20 times per stretch with the iteration and the terms' values.
+        on_check: called about 20 times per stretch with the iteration and the terms' values; first with those of the
+            batch that is continued.
         checkpoint: where a batch that was interrupted is continued from, and where it is kept now and then.
 
     Raises:
@@ -66,6 +67,9 @@ def optimise(
     kept = None if checkpoint is None else checkpoint.load(images.device)
     state = kept or BatchState.beginning(images, generator)
     generator.set_state(state.generator)
+    if on_check is not None:
+        for row in state.history:  # of the part that an interrupted call made
+            on_check(int(row["iteration"]), {name: value for name, value in row.items() if name != "iteration"})
     check_every = max(1, recipe.total_iterations // CHECKS_PER_BATCH)
 
     def check(number: int, iteration: int, terms: dict[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ All three compute the same mathematics; they differ by rounding.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -149,12 +150,14 @@ def worth_compiling(objective: InversionObjective, images: Tensor, iterations: i
     """
     with torch.no_grad(), objective.recorded(), FlopCounterMode(display=False) as counter:
         objective.teacher(images[:1])
-    operations = 2 * counter.get_total_flops() * len(images) * iterations  # forward, and back to the images
+    operations = 2 * int(counter.get_total_flops()) * len(images) * iterations  # forward, and back to the images
     rate = CPU_RATE if images.device.type == "cpu" else GPU_RATE
     return SHARE_SAVED * operations / rate > COMPILE_SECONDS_PER_LAYER * len(objective.layers)
 
 
-def _differentiate(objective, images: Tensor, labels: Tensor) -> tuple[Terms, Tensor]:
+def _differentiate(
+    objective: InversionObjective | Callable[[Tensor, Tensor], Terms], images: Tensor, labels: Tensor
+) -> tuple[Terms, Tensor]:
     leaf = images.detach().requires_grad_(True)
     terms = objective(leaf, labels)
     (gradient,) = torch.autograd.grad(terms["total"], leaf)

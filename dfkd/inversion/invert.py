@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,9 +24,11 @@ from dfkd.models.batch_norm import require_batch_norm
 from dfkd.models.input_spec import InputSpec
 from dfkd.training.fit import TrainerOptions, Workplace
 from dfkd.training.launched import launcher, on_all_ranks, wait_for_all_ranks
+from dfkd.training.metrics import SHOWN
 from dfkd.training.processes import quiet_lightning
 from dfkd.training.progress import Progress
 
+MOST_PICTURES = 20  # that loggers are sent of a bank on its way
 ALONE = "1 with inversion.feature_history, which makes batches one after the other"
 
 
@@ -59,9 +61,11 @@ def fill_bank(
         require(options.dream_devices == 1, "trainer.dream_devices", options.dream_devices, ALONE)
     plan = plan_batches(recipe, spec.num_classes, seed)
     missing = bank.missing(len(plan))
+    show = partial(_show, workplace, recipe, spec, -(-len(plan) // MOST_PICTURES))
     launched = launcher() is not None and len(missing) >= options.ranks and not recipe.feature_history
     ranks = options.ranks if launched else min(options.dream_devices, len(missing))
     if missing:
+        _tell(bank, sorted({*range(len(plan))} - {*missing}), workplace, recipe, show)
         batches = [plan[number] for number in missing]
         module = InversionModule(
             teacher, recipe, spec, bank, batches, len(plan), options.compile, options.checkpoint_seconds, earlier
@@ -70,7 +74,7 @@ def fill_bank(
         done = total - len(missing) * recipe.total_iterations
         with Progress(workplace.name, total, "iterations", done=done) as progress:
             if ranks == 1:
-                module.on_check = _told(progress, recipe, workplace)
+                module.on_check, module.on_made = _told(progress, recipe, workplace), show
                 _fit(module, options.make_trainer(max_epochs=1))
             else:
                 with _watching(bank, missing, recipe, progress):
@@ -78,11 +82,33 @@ def fill_bank(
                         on_all_ranks(partial(_fit_launched, module, options))
                     else:
                         _fit(module, options.make_trainer(max_epochs=1, ranks=ranks))
-    dreams, history = bank.load(len(plan), recipe.num_held_out)
-    history = [{"step": _step(recipe, row["batch"], row["iteration"]), **row} for row in history]
     if ranks > 1:  # the ranks are processes of their own, which no logger reaches
-        workplace.metrics.replay(workplace.name, [row for row in history if row["batch"] in missing])
-    return dreams, history
+        _tell(bank, missing, workplace, recipe, show)
+    dreams, history = bank.load(len(plan), recipe.num_held_out)
+    return dreams, [{"step": _step(recipe, row["batch"], row["iteration"]), **row} for row in history]
+
+
+def _tell(
+    bank: DreamBank,
+    numbers: Sequence[int],
+    workplace: Workplace,
+    recipe: InversionRecipe,
+    show: Callable[[int, Dreams], None],
+) -> None:
+    """Send the loggers what they have not seen: batches of an interrupted call, or of other processes."""
+    for number in numbers:
+        dreams, rows = bank.read(number)
+        for row in rows:
+            workplace.metrics.log(workplace.name, _step(recipe, number, int(row["iteration"])), row)
+        show(number, dreams)
+
+
+def _show(
+    workplace: Workplace, recipe: InversionRecipe, spec: InputSpec, every: int, number: int, dreams: Dreams
+) -> None:
+    if number % every == 0:
+        step = _step(recipe, number, recipe.most_iterations - 1)
+        workplace.metrics.images(f"{workplace.name}/dreams", spec.to_pixels(dreams.images[:SHOWN]), step)
 
 
 def _step(recipe: InversionRecipe, batch: int, iteration: int) -> int:

@@ -35,14 +35,17 @@ def shifted_differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
 def norm(x: Tensor, kind: str) -> Tensor:
     """L2 norm of the whole tensor (`batch`), or the mean over the first axis of the norm of each entry (`image`)."""
     if kind == "batch":
-        return torch.linalg.vector_norm(x)
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).mean()
+        whole: Tensor = torch.linalg.vector_norm(x)
+        return whole
+    each: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return each.mean()
 
 
 def total_variation_l2(images: Tensor, kind: str = "batch") -> Tensor:
     """TV_l2 = sum over the four shifts d of ||x - shift_d(x)||_2 (DI, eq. 3; `kind` as in `norm`)."""
     if kind == "batch":
-        return _BatchTotalVariation.apply(images)
+        total: Tensor = _BatchTotalVariation.apply(images)
+        return total
     return torch.stack([norm(difference, kind) for difference in shifted_differences(images)]).sum()
 
 
@@ -63,7 +66,8 @@ class _BatchTotalVariation(torch.autograd.Function):
         channels = images.shape[1]
         kernel = torch.stack(rows).view(1, 1, 3, 3).repeat(channels, 1, 1, 1)
         degrees = F.conv2d(torch.ones_like(images[:1]), kernel, padding=1, groups=channels)
-        return degrees * images - F.conv2d(images, kernel, padding=1, groups=channels)
+        gradient: Tensor = degrees * images - F.conv2d(images, kernel, padding=1, groups=channels)
+        return gradient
 
 
 def total_variation_l1(images: Tensor, reduction: str = "mean") -> Tensor:

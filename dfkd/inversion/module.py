@@ -49,6 +49,7 @@ class InversionModule(lightning.LightningModule):
 
     Attributes:
         on_check: called now and then with the batch in hand, its iteration and the terms' values.
+        on_made: called with each batch that was made.
 
     Raises:
         InversionError: a batch's loss was not finite; it is not stored, those before it are.
@@ -77,14 +78,15 @@ class InversionModule(lightning.LightningModule):
         self.compile_when = compile
         self.checkpoint_seconds = checkpoint_seconds
         self.on_check: OnBatchCheck | None = None
+        self.on_made: Callable[[int, Dreams], None] | None = None
         self.held: ExitStack | None = None
         self.statistics = EarlierStatistics(bank, recipe.feature_history)
         self.earlier = earlier
 
-    def configure_optimizers(self) -> list:
+    def configure_optimizers(self) -> list[Any]:
         return []  # each batch of images has an optimiser of its own
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         mine: list[Any] = self.batches[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(mine, batch_size=None)  # type: ignore[arg-type]
 
@@ -112,8 +114,10 @@ class InversionModule(lightning.LightningModule):
         objective.earlier = self.statistics.before(batch.number, first, objective)
         report = self._report(batch.number)
         checkpoint = BatchCheckpoint(self.bank.checkpoint(batch.number), self.checkpoint_seconds)
-        made = dream_batch(self.gradient, batch, self.spec, report, self.earlier, checkpoint)
-        self.bank.write(batch.number, *made)
+        dreams, history = dream_batch(self.gradient, batch, self.spec, report, self.earlier, checkpoint)
+        self.bank.write(batch.number, dreams, history)
+        if self.on_made is not None:
+            self.on_made(batch.number, dreams)
 
     def _compiled_batch(self, objective: InversionObjective) -> int | None:
         size = min(self.recipe.batch_size, self.recipe.num_images)

@@ -119,7 +119,8 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     For n values per channel and gradients g_mean, g_variance the gradient of x is
     `g_mean / n + 2 g_variance (x - mean) / n`. The variance is E[x^2] - mean^2, from one reading of x.
     """
-    return _ChannelStatistics.apply(x)
+    statistics: tuple[Tensor, Tensor] = _ChannelStatistics.apply(x)
+    return statistics
 
 
 def is_standard(layer: nn.Module) -> bool:
@@ -140,6 +141,7 @@ def _forward_with_statistics(layer: nn.Module, record: list[tuple[Tensor, Tensor
         shift = -running_mean * scale
         if standard.bias is not None:
             shift = shift + standard.bias
+        output: Tensor
         output, mean, variance = _BatchNormWithStatistics.apply(x, scale, shift)
         record.append((mean, variance))
         return output
@@ -147,7 +149,7 @@ def _forward_with_statistics(layer: nn.Module, record: list[tuple[Tensor, Tensor
     return forward
 
 
-def _recorder(record: list[tuple[Tensor, Tensor]]):
+def _recorder(record: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     return lambda _module, inputs: record.append(channel_statistics(inputs[0]))
 
 

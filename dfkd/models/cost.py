@@ -19,4 +19,4 @@ def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     device = next(model.parameters()).device
     with torch.no_grad(), frozen(model), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *image_shape, device=device))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

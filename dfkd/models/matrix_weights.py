@@ -27,7 +27,7 @@ class _Products(TorchDispatchMode):
     """Notes where the operands of all convolutions and matrix products lie in memory."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operands: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -40,7 +40,7 @@ def torchvision_model(
     if "weights" in arguments:
         raise ConfigError("model.weights is no option: give teacher.weights=torchvision:NAME.")
     try:
-        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"torchvision cannot build {name} with {arguments}: {error}. Correct or leave them out."

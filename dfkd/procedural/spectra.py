@@ -23,7 +23,7 @@ def spectra(count: int, image_shape: ImageShape, generator: torch.Generator) -> 
     rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]
     frequency = torch.hypot(rows * stretch, columns / stretch).clamp_min(1 / max(height, width))
     amplitude = frequency.pow(-fall)[:, None]
-    picture = torch.fft.irfft2(torch.fft.rfft2(common + colour * noise) * amplitude, s=(height, width))
+    picture: Tensor = torch.fft.irfft2(torch.fft.rfft2(common + colour * noise) * amplitude, s=(height, width))
     variance, mean = torch.var_mean(picture, (1, 2, 3), correction=0, keepdim=True)
     picture = (picture - mean) * variance.clamp_min(1e-12).rsqrt()
     tint = 0.1 * torch.randn(count, channels, generator=generator)

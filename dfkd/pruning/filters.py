@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -277,7 +278,7 @@ def _taylor(student: nn.Module, teacher: nn.Module, dreams: Tensor, generator: t
     return scores
 
 
-def _note_teacher(model: nn.Module, original: nn.Module, history: list, images: Tensor) -> None:
+def _note_teacher(model: nn.Module, original: nn.Module, history: list[Any], images: Tensor) -> None:
     """Set `teacher_channels` of the batch-norm layers, note the teacher's shapes, and give back `requires_grad`.
 
     For the channels, the same cuts are made in a copy of the original whose running means are the channels' numbers.

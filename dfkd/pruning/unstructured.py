@@ -66,7 +66,8 @@ def _remove_lowest(model: nn.Module, amount: float, score: Callable[[Tensor], Te
 
 
 def _highest(scores: Tensor, amount: float) -> Tensor:
-    return L1Unstructured(float(amount)).compute_mask(scores, torch.ones_like(scores)).bool()
+    mask: Tensor = L1Unstructured(float(amount)).compute_mask(scores, torch.ones_like(scores))
+    return mask.bool()
 
 
 @torch.no_grad()

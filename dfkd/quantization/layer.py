@@ -48,12 +48,12 @@ class LayerQuantizer(nn.Module):
     @property
     def weight_levels(self) -> int:
         """The largest integer of the weight's grid."""
-        return 2 ** (self.weight_bits - 1) - 1
+        return (1 << self.weight_bits - 1) - 1
 
     @property
     def input_levels(self) -> int:
         """The largest integer of the input's grid, which begins at 0."""
-        return 2**self.input_bits - 1
+        return (1 << self.input_bits) - 1
 
     @property
     def input_scale(self) -> Tensor:
@@ -64,7 +64,8 @@ class LayerQuantizer(nn.Module):
         """`x` on the input's grid."""
         scale, zero, levels = self.input_scale, self.input_zero, self.input_levels
         if torch.is_grad_enabled() and scale.requires_grad:
-            return _OnGrid.apply(x, scale, zero, levels)
+            on_grid: Tensor = _OnGrid.apply(x, scale, zero, levels)
+            return on_grid
         return ((x / scale).round() + zero).clamp(0, levels).sub(zero) * scale
 
     def before(self, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

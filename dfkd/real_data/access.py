@@ -60,14 +60,14 @@ class RealImages:
     """
 
     name: str
-    opener: Callable[[Split], Dataset]
+    opener: Callable[[Split], Dataset[Any]]
     content: str | Callable[[Split], str] | None = None
     class_names: Sequence[str] | None = None
     digests: Callable[[Split], Iterable[str]] | None = None
     opened: list[str] = field(default_factory=list)
     _identities: dict[Split, str] = field(default_factory=dict, repr=False)
 
-    def open(self, purpose: Purpose) -> Dataset:
+    def open(self, purpose: Purpose) -> Dataset[Any]:
         """The split that `purpose` allows: test images to evaluate, training images for all others."""
         purpose = Purpose(purpose)
         self.opened.append(purpose.value)

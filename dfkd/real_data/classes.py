@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
@@ -25,10 +26,10 @@ def check_classes(classes: int, spec: InputSpec, name: str, only: Sequence[int])
         )
 
 
-class OfClasses(Dataset):
+class OfClasses(Dataset[Any]):
     """The images of some classes of a data set, numbered anew in the order that the classes are given in."""
 
-    def __init__(self, images: Dataset, classes: Sequence[int]) -> None:
+    def __init__(self, images: Dataset[Any], classes: Sequence[int]) -> None:
         labels = images.tensors[1] if isinstance(images, TensorDataset) else images.targets  # type: ignore[attr-defined]
         self.images = images
         self.number = {label: number for number, label in enumerate(classes)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.utils.data import Dataset, Subset
 
@@ -17,15 +19,15 @@ class RealDataModule(SeededDataModule):
         stream: which batches.
     """
 
-    def __init__(self, dataset: Dataset, stream: Stream) -> None:
+    def __init__(self, dataset: Dataset[Any], stream: Stream) -> None:
         super().__init__(stream)
         self.dataset = dataset
 
-    def training_set(self) -> Dataset:
+    def training_set(self) -> Dataset[Any]:
         return self.dataset
 
 
-def random_subset(dataset: Dataset, count: int, seed: int) -> Subset:
+def random_subset(dataset: Dataset[Any], count: int, seed: int) -> Subset[Any]:
     """`count` of the images (all, if there are fewer), drawn by `seed`."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "real-data control"))
     order = torch.randperm(len(dataset), generator=generator)  # type: ignore[arg-type]

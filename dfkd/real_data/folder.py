@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -71,7 +72,7 @@ def image_folder(
             digest.update(os.fsencode(path) + b"\0" + own.encode())
         return digest.hexdigest()
 
-    def opener(split: Split) -> Dataset:
+    def opener(split: Split) -> Dataset[Any]:
         labelled = [(path, label) for label, name in enumerate(kept) for path in files[split][name]]
         return FolderImages(folders[split], labelled, spec)
 
@@ -80,7 +81,7 @@ def image_folder(
     return RealImages(title, opener, content, labels, lambda split: scanned(split).values())
 
 
-class FolderImages(Dataset):
+class FolderImages(Dataset[Any]):
     """Labelled image files as (normalised image (C, H, W), label).
 
     Args:

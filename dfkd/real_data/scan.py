@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dfkd.errors import DataError, listing, printable
 from dfkd.files import cache_folder, write_text
@@ -105,7 +106,7 @@ class _Cache:
     def __init__(self, folder: Path, channels: int) -> None:
         self.folder = folder
         self.path: Path | None = None
-        self.entries: dict[str, list] = {}
+        self.entries: dict[str, list[Any]] = {}
         self.changed = False
         known_by = f"{folder.resolve()}\0{channels}\0{DECODING}"
         try:

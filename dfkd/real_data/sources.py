@@ -6,7 +6,8 @@ Each source checks at once that it fits the network's input, and reads pixels on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def digits(spec: InputSpec, only: Sequence[int] = ()) -> RealImages:
     if spec.image_shape[0] != 1:
         raise DataError(f"data: digits are grey, but input.image_shape says {spec.image_shape[0]} channels, not 1.")
 
-    def opener(split: Split) -> Dataset:
+    def opener(split: Split) -> Dataset[Any]:
         pixels, labels = _digits(split)
         images = torch.from_numpy(pixels / 16.0).float().unsqueeze(1)
         return TensorDataset(Normalise(spec)(images), torch.from_numpy(labels).long())
@@ -82,9 +83,9 @@ def cifar(spec: InputSpec, root: str = "data", classes: int = 10, only: Sequence
     check_classes(classes, spec, name, only)
     if spec.image_shape[0] not in MODES:
         raise DataError(f"data: {name} has 3 channels, but input.image_shape says {spec.image_shape[0]}.")
-    data_set = CIFAR10 if classes == 10 else CIFAR100
+    data_set: Callable[..., Dataset[Any]] = CIFAR10 if classes == 10 else CIFAR100
 
-    def opener(split: Split) -> Dataset:
+    def opener(split: Split) -> Dataset[Any]:
         try:
             return data_set(root, train=split is Split.TRAIN, transform=NormalisePicture(spec), download=True)
         except (OSError, RuntimeError) as error:

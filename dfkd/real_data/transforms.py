@@ -19,7 +19,8 @@ class Normalise(nn.Module):
         self.normalise = v2.Normalize(list(spec.mean), list(spec.std))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.normalise(self.resize(pixels))
+        normalised: Tensor = self.normalise(self.resize(pixels))
+        return normalised
 
 
 class NormalisePicture(Normalise):

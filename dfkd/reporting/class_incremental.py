@@ -44,9 +44,21 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
 
 def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
     """The score that the networks can be told apart by, and its value by network."""
-    known = all(scores["combined"] is not None for scores in result["scores"].values())
-    kind = "combined" if known else "new"
+    kind = _known_kind(result)
     return "accuracy", {NETWORKS[name]: scores[kind] for name, scores in result["scores"].items()}
+
+
+def _known_kind(result: dict[str, Any]) -> str:
+    known = all(scores["combined"] is not None for scores in result["scores"].values())
+    return "combined" if known else "new"
+
+
+def key_numbers(result: dict[str, Any]) -> dict[str, float]:
+    """What a table of many runs shows of each: each network's score, as in `bars`, and the student's agreement."""
+    kind = _known_kind(result)
+    numbers = {f"{name}_{kind}": scores[kind] for name, scores in result["scores"].items()}
+    agreement = objective(result)
+    return numbers if agreement is None else numbers | {"agreement": agreement}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -61,4 +73,5 @@ def summary(result: dict[str, Any]) -> str:
 
 def objective(result: dict[str, Any]) -> float | None:
     """What a sweeper that searches may choose by: held-out dreams, never the test images."""
-    return result["scores"]["learn"]["agreement"]
+    agreement: float | None = result["scores"]["learn"]["agreement"]
+    return agreement

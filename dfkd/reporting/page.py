@@ -129,7 +129,8 @@ def _aligned(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _result(run: Path) -> dict[str, Any]:
-    return json.loads((run / RESULT).read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    return result
 
 
 def _run(run: Path, name: str) -> dict[str, Any]:

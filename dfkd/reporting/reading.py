@@ -67,7 +67,7 @@ def read_runs(directories: Sequence[str | Path]) -> Runs:
                 if result.get("task") == "class_incremental":
                     incremental += [row | {"network": name, **scores} for name, scores in result["scores"].items()]
                 else:
-                    students.append(row | _student(result) | _on_device(run, result))
+                    students.append(row | _student(result) | on_device(run, result))
                 dreams.append(dream)
             except DAMAGED as error:
                 others.append({"run": str(run), "status": "damaged", "why": f"{type(error).__name__}: {error}"})
@@ -141,7 +141,7 @@ def _dreams(setting: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _on_device(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+def on_device(run: Path, result: dict[str, Any]) -> dict[str, Any]:
     """What `dfkd export` and `dfkd benchmark` found out of the student, where they were asked."""
     row: dict[str, Any] = {}
     if (run / EXPORT).exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfkd.errors import printable
+from dfkd.errors import printable, require
 from dfkd.files import write_text
 from dfkd.reporting.figures import save_figure
 from dfkd.reporting.page import page
@@ -107,11 +107,33 @@ def _cell(text: str) -> str:
     return printable(text).replace("|", "\\|")
 
 
-def write_report(directories: Sequence[str | Path], out: Path) -> str:
+def chosen(table: pd.DataFrame, columns: Sequence[str], option: str) -> pd.DataFrame:
+    """Some columns of a table in the order they are named; all of them where none is.
+
+    Raises:
+        ConfigError: the table has no such column.
+    """
+    for name in columns:
+        require(name in table, option, name, f"of the table's columns: {', '.join(map(str, table))}")
+    return table[list(columns)] if columns else table
+
+
+def write_report(
+    directories: Sequence[str | Path], out: Path, columns: Sequence[str] = (), dream_columns: Sequence[str] = ()
+) -> str:
     """Write a report into `out`: `report.md`, `report.html`, and CSV files and plots of the kinds of runs there are.
+
+    Args:
+        directories: with runs, at any depth.
+        out: where to write.
+        columns: of the students' table in Markdown; all where there are none. The CSV files have all of them.
+        dream_columns: of the dreams' table.
 
     Returns:
         The Markdown.
+
+    Raises:
+        ConfigError: a folder has no runs, or a table has no such column.
     """
     found = read_runs(directories)
     runs, incremental, dreams, others = found
@@ -122,8 +144,9 @@ def write_report(directories: Sequence[str | Path], out: Path) -> str:
         text += f"{finished} finished runs. Scores in percent; ± is the standard deviation over seeds.\n"
     if len(runs):
         over_seeds["Means over seeds"] = summarise(runs)
-        text += f"\n{markdown(over_seeds['Means over seeds'])}"
+        text += f"\n{markdown(chosen(over_seeds['Means over seeds'], columns, '--columns'))}"
         _write_csv(out / "report.csv", runs)
+        _write_csv(out / "means.csv", over_seeds["Means over seeds"])
         save_figure(recovery_plot(runs), out / "recovery_against_sparsity.png")
         save_figure(time_plot(runs), out / "accuracy_against_time.png")
         curves = learning_plot(map(Path, runs["run"]))
@@ -136,8 +159,9 @@ def write_report(directories: Sequence[str | Path], out: Path) -> str:
     if len(dreams):
         text += "\nTheir dreams. What follows `real` looked at real test images, nothing else did.\n\n"
         over_seeds["Quality of dreams"] = summarise_dreams(dreams)
-        text += markdown(over_seeds["Quality of dreams"])
+        text += markdown(chosen(over_seeds["Quality of dreams"], dream_columns, "--dream-columns"))
         _write_csv(out / "dreams.csv", dreams)
+        _write_csv(out / "dream_means.csv", over_seeds["Quality of dreams"])
     if len(others):
         text += f"\n{len(others)} runs have no result:\n\n{markdown(others)}"
     write_text(out / "report.md", text)
@@ -155,6 +179,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="dfkd report", description="Tables, plots and a page of many runs.")
     parser.add_argument("directories", nargs="+", metavar="DIR", help="folders with runs, searched at any depth")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
+    for flag, table in (("--columns", "the students' table"), ("--dream-columns", "the dreams' table")):
+        meaning = f"of {table}, with commas between (default: all)"
+        parser.add_argument(flag, type=lambda names: names.split(","), default=[], metavar="NAMES", help=meaning)
     parsed = parser.parse_args(arguments)
-    print(write_report(parsed.directories, parsed.out))
+    print(write_report(parsed.directories, parsed.out, parsed.columns, parsed.dream_columns))
     print(f"Written to {parsed.out}: {', '.join(sorted(path.name for path in parsed.out.iterdir()))}")

@@ -15,8 +15,8 @@ from dfkd.reporting.doubts import doubts
 from dfkd.reporting.record import Record
 from dfkd.store import Product
 
-# By task, a module of `result_of`, what the task adds to the result; and, of a result, `table`, `bars`, `summary` and
-# `objective`.
+# By task, a module of `result_of`, what the task adds to the result; and, of a result, `table`, `bars`, `summary`,
+# `key_numbers` and `objective`.
 VIEWS = {"recovery": students, "transfer": students, "class_incremental": class_incremental}
 
 

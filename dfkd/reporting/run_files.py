@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,17 @@ def write_run(record: Record, directory: Path) -> dict[str, Any]:
 
 
 def log_run(result: dict[str, Any], directory: Path, metrics: Metrics) -> None:
-    """Send the pictures, the table and the result's numbers to the loggers that take them."""
+    """Send the pictures, the table and the numbers that runs are compared by to the loggers that take them."""
     for picture in (PICTURE, STREAM_PICTURE, "recovery.png"):
         if (directory / picture).exists():
-            metrics.image(Path(picture).stem, directory / picture)
-    metrics.table("result", *view(result).table(result))
-    metrics.summary(_numbers(result))
+            metrics.picture(f"result/{Path(picture).stem}", directory / picture)
+    metrics.table("result/table", *view(result).table(result))
+    log_numbers(view(result).key_numbers(result) | {"seconds": result["timing"]["total"]}, metrics)
+
+
+def log_numbers(numbers: Mapping[str, float], metrics: Metrics) -> None:
+    """Send numbers that runs are compared by."""
+    metrics.summary({f"result/{name}": value for name, value in numbers.items()})
 
 
 def _metrics(record: Record) -> Iterable[list[Any]]:
@@ -67,16 +72,6 @@ def _metrics(record: Record) -> Iterable[list[Any]]:
                 for metric, value in row.items():
                     if metric not in NOT_A_METRIC:
                         yield [name, row.get("batch", ""), step, metric, value]
-
-
-def _numbers(content: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:

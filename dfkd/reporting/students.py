@@ -86,12 +86,13 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
 
 def chosen_of(result: dict[str, Any]) -> str:
     """Which candidate the recovered student is; in results of before there was a choice, the distilled one."""
-    return (result.get("choice") or {}).get("chosen", "distilled")
+    return str((result.get("choice") or {}).get("chosen", "distilled"))
 
 
 def student_of(result: dict[str, Any]) -> dict[str, Any]:
     """The scores and cost of the network that a run is about."""
-    return result["recovered"] if "recovered" in result else result["student"]
+    student: dict[str, Any] = result["recovered"] if "recovered" in result else result["student"]
+    return student
 
 
 def network_scores(result: dict[str, Any]) -> tuple[str, dict[str, float | None]]:
@@ -106,6 +107,16 @@ def bars(result: dict[str, Any]) -> tuple[str, dict[str, float]]:
     if chosen_of(result) == "distilled":
         values["distilled"] = None
     return kind, {NETWORKS[name]: value for name, value in values.items() if value is not None}
+
+
+def key_numbers(result: dict[str, Any]) -> dict[str, float]:
+    """What a table of many runs shows of each: the networks' scores, and the student's agreement, sparsity, size."""
+    kind, scores = network_scores(result)
+    student = student_of(result)
+    numbers = {f"{name}_{kind}": score for name, score in scores.items()}
+    numbers |= {"agreement": student["agreement"], "recovery": result["recovery"], "sparsity": student["sparsity"]}
+    numbers |= {"packed_bytes": student["bytes"]["packed"], "weight_bits": student.get("weight_bits")}
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -140,7 +151,8 @@ def all_stages(result: dict[str, Any]) -> str:
 
 def objective(result: dict[str, Any]) -> float | None:
     """What a sweeper that searches may choose by: held-out dreams, never the test images."""
-    return student_of(result)["agreement"]
+    agreement: float | None = student_of(result)["agreement"]
+    return agreement
 
 
 def _scores(result: dict[str, Any], name: str) -> tuple[float | None, float | None]:

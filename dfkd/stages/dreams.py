@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
@@ -58,7 +59,7 @@ def training_files(product: Product) -> list[Path]:
     return [bank.path(number) for number in range(product.notes["batches"]["training"])]
 
 
-def held_out_set(product: Product) -> Dataset | None:
+def held_out_set(product: Product) -> Dataset[Any] | None:
     """The held-out dreams, (image, label), on disk; None where there are none."""
     first, count = product.notes["batches"]["training"], product.notes["batches"]["held_out"]
     bank = DreamBank(product.directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset
@@ -114,7 +115,7 @@ def score_classes(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Note
     spec = recipe.spec
     old = inputs["old"].open() if "old" in inputs else None
     new = Shifted(inputs["new"].open(), spec.num_classes)
-    tests: dict[str, Dataset | None] = {"old": old, "new": new, "combined": old and ConcatDataset([old, new])}
+    tests: dict[str, Dataset[Any] | None] = {"old": old, "new": new, "combined": old and ConcatDataset([old, new])}
     classes = spec.num_classes + recipe.new_classes
     teacher, students = _networks(recipe, inputs)
     held_out = held_out_set(inputs["dreams"])

@@ -30,6 +30,6 @@ class Images:
         """The digest of the part that the purpose opens, and how pixels are normalised."""
         return {"content": self.data.identity(self.purpose), "input": plain(self.spec)}
 
-    def open(self) -> Dataset:
+    def open(self) -> Dataset[Any]:
         """The images, (normalised image (C, H, W), label)."""
         return self.data.open(self.purpose)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.recover import recover_student
@@ -24,9 +23,9 @@ from dfkd.store import Product
 from dfkd.streaming import Dreamer, StreamingDreamDataModule, StreamingRecipe
 from dfkd.training.data import SeededDataModule, Stream
 from dfkd.training.fit import Workplace
+from dfkd.training.metrics import SHOWN
 
 STREAMED = "streamed"
-SHOWN = 50  # dreams of a new batch in a picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +107,7 @@ def learn_from_stream(recipe: LearningFromStream, inputs: Inputs, workplace: Wor
 
         def on_new_batch(dreams: Dreams, row: dict[str, float]) -> None:
             metrics.log("stream", int(row["update"]), row)
-            pixels = make_grid(recipe.spec.to_pixels(dreams.images[:SHOWN]), nrow=10)
-            metrics.image("stream/dreams", pixels, int(row["update"]))
+            metrics.images("stream/dreams", recipe.spec.to_pixels(dreams.images[:SHOWN]), int(row["update"]))
 
         data.on_new_batch = on_new_batch
         return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def learn_new_classes(recipe: NewClasses, inputs: Inputs, workplace: Workplace) 
         torch.manual_seed(derive_seed(recipe.seed, "new classes"))
         extend_classifier(network, spec.num_classes, settings.new_classes, spec.image_shape)
     stream = Stream(settings.batch_size, settings.updates, recipe.seed, workplace.options.num_workers)
-    memory: Dataset | None = None
+    memory: Dataset[Any] | None = None
     if "dreams" in inputs:
         memory = DreamDataModule(all_dreams(inputs["dreams"]), stream).training_set()
     elif "old" in inputs:
@@ -73,10 +74,10 @@ def learn_new_classes(recipe: NewClasses, inputs: Inputs, workplace: Workplace) 
     return {"history": history}
 
 
-class Shifted(Dataset):
+class Shifted(Dataset[Any]):
     """New classes, numbered behind the old ones."""
 
-    def __init__(self, images: Dataset, by: int) -> None:
+    def __init__(self, images: Dataset[Any], by: int) -> None:
         self.images, self.by = images, by
 
     def __len__(self) -> int:

@@ -72,7 +72,8 @@ class StreamingDreamDataModule(SeededDataModule):
         stream: which batches the student sees.
 
     Attributes:
-        on_new_batch: told each new batch and its row of `history`, on the first rank.
+        on_new_batch: told each new batch and its row of `history`, on the first rank; of a training that is continued,
+            first those it had made.
         history: a row for each new batch: `update`, `images` in the bank, the batch's `loss` and `competition`, and
             the shares of it on which teacher and student predict its label, and on which they agree.
         seconds: spent on making dreams.
@@ -99,7 +100,7 @@ class StreamingDreamDataModule(SeededDataModule):
     def training_set(self) -> MappedDreams:
         return self.dreams
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         _ = self._fitting  # raises without one
         made = self.streaming.new_batches(self.consumed)
         for number in range(len(self.dreams.files) - self.first_files, made):
@@ -127,6 +128,9 @@ class StreamingDreamDataModule(SeededDataModule):
         super().load_state_dict(state_dict)
         self.history, self.seconds = list(state_dict["history"]), state_dict["seconds"]
         self._divergences = state_dict["divergences"]
+        if self.on_new_batch is not None:
+            for number, row in enumerate(self.history):
+                self.on_new_batch(self.bank.read(number)[0], row)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"on_new_batch": None}  # what the caller is told by may not fit into another process

@@ -71,7 +71,7 @@ class SeededDataModule(lightning.LightningDataModule):
         self.stream = stream
         self.consumed = 0
 
-    def training_set(self) -> Dataset:
+    def training_set(self) -> Dataset[Any]:
         """The data set to stream from, of (image, label)."""
         raise NotImplementedError
 
@@ -82,17 +82,18 @@ class SeededDataModule(lightning.LightningDataModule):
 
     def example(self) -> Tensor:
         """One image, (C, H, W)."""
-        return self.training_set()[0][0]
+        image: Tensor = self.training_set()[0][0]
+        return image
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.stream, self.consumed)
 
-    def first_epoch(self) -> DataLoader:
+    def first_epoch(self) -> DataLoader[Any]:
         """The batches of the first epoch, however short the stream is."""
         batches = SeededBatches(len(self.training_set()), self.stream).per_epoch  # type: ignore[arg-type]
         return self._loader(replace(self.stream, batches=batches), 0)
 
-    def _loader(self, stream: Stream, start: int) -> DataLoader:
+    def _loader(self, stream: Stream, start: int) -> DataLoader[Any]:
         dataset = self.training_set()
         sampler = SeededBatches(len(dataset), stream, start)  # type: ignore[arg-type]
         return DataLoader(dataset, batch_sampler=sampler, num_workers=stream.num_workers)

@@ -190,7 +190,8 @@ def fit(
     )
     if options.ranks > 1:
         require_equal_shares(f"{recipe.group}.batch_size", data.batch_size, options.ranks)
-    checkpoint, done = _usable_checkpoint(directory)
+    checkpoint, done, history = _usable_checkpoint(directory)
+    workplace.metrics.replay(workplace.name, history)
     home = next(module.parameters()).device
     with Progress(workplace.name, recipe.updates, "updates", done=done) as progress:
 
@@ -234,16 +235,17 @@ def _train(
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
 
 
-def _usable_checkpoint(directory: Path) -> tuple[str | None, int]:
-    """The checkpoint to continue from and the updates it holds; (None, 0) without one that can be read."""
+def _usable_checkpoint(directory: Path) -> tuple[str | None, int, list[dict[str, float]]]:
+    """The checkpoint to continue from, the updates it holds and their history; (None, 0, []) where none can be read."""
     path = directory / CHECKPOINT
     if not path.exists():
-        return None, 0
+        return None, 0, []
     try:
         require_no_zip_bomb(path, CHECKPOINT)
-        done = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        done, history = kept["global_step"], kept["history"]
     except UNREADABLE as error:
         log.warning("The checkpoint %s is damaged (%s); this training starts again.", path, error)
         path.unlink()
-        return None, 0
-    return str(path), done
+        return None, 0, []
+    return str(path), done, history

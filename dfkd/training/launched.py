@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,7 +78,7 @@ def wait_for_all_ranks() -> None:
 
 
 def _received() -> Work | None:
-    received: list[Any] = [None]
+    received: list[Work | None] = [None]
     try:
         dist.broadcast_object_list(received)
     except RuntimeError as error:

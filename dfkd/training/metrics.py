@@ -4,57 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
+from torchvision.utils import make_grid
+
+from dfkd.training.loggers import sink_of
 
 NOT_A_METRIC = ("step", "update", "iteration", "batch")
+SHOWN = 20  # images of a batch of dreams
+PER_ROW = 10
 
 
 class Metrics:
-    """Sends numbers to every logger, and pictures and tables to those that take them (wandb).
+    """Sends numbers to every logger, and pictures and tables to those that take them (TensorBoard, wandb).
 
     Args:
         loggers: Lightning loggers; without any, nothing is sent.
     """
 
     def __init__(self, loggers: Sequence[Logger] = ()) -> None:
-        self.loggers = tuple(loggers)
+        self.sinks = [sink_of(logger) for logger in loggers]
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Send `values` of a stage, under `stage/NAME`, at a step of its own count."""
-        for logger in self.loggers:
-            logger.log_metrics({f"{stage}/{name}": value for name, value in values.items()}, step)
+        named = {f"{stage}/{name}": value for name, value in values.items() if name not in NOT_A_METRIC}
+        for sink in self.sinks:
+            sink.log(named, step)
 
     def replay(self, stage: str, history: Iterable[Mapping[str, float]]) -> None:
         """Send the rows of a history as if they arose now."""
         for row in history:
             self.log(stage, step_of(row), row)
 
-    def image(self, name: str, image: Tensor | Path, step: int | None = None) -> None:
+    def images(self, name: str, pixels: Tensor, step: int) -> None:
+        """Send the first of a batch of images (B, C, H, W) in [0, 1] as one picture, at a step of the name's stage."""
+        if self.sinks:
+            self.picture(name, make_grid(pixels[:SHOWN], nrow=PER_ROW), step)
+
+    def picture(self, name: str, picture: Tensor | Path, step: int | None = None) -> None:
         """Send a picture: pixels (C, H, W) in [0, 1], or a file."""
-        for logger in self._wandb():
-            picture: Any = str(image) if isinstance(image, Path) else image
-            logger.log_image(name, [picture], **({} if step is None else {"step": step}))
+        for sink in self.sinks:
+            sink.picture(name, picture, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Send a table of text."""
-        for logger in self._wandb():
-            logger.log_table(name, columns=list(columns), data=[list(row) for row in rows])
+        told = [list(row) for row in rows]
+        for sink in self.sinks:
+            sink.table(name, list(columns), told)
 
     def summary(self, numbers: Mapping[str, float]) -> None:
-        """Send what a run ends with."""
-        for logger in self._wandb():
-            logger.experiment.summary.update(dict(numbers))
+        """Send what a run ends with, by which it is compared with others."""
+        for sink in self.sinks:
+            sink.summary(numbers)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool = False) -> None:
         """End the loggers' runs: the jobs of a sweep share one process, and each is a run of its own."""
-        for logger in self._wandb():
-            logger.experiment.finish()
-
-    def _wandb(self) -> list[WandbLogger]:
-        return [logger for logger in self.loggers if isinstance(logger, WandbLogger)]
+        for sink in self.sinks:
+            sink.finish(failed)
 
 
 def step_of(row: Mapping[str, float]) -> int:

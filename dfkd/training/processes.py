@@ -126,12 +126,13 @@ def _raised(trace: str) -> DfkdError:
     _, known, last = trace.rpartition(f"\n{errors.__name__}.")
     name, _, message = last.partition(": ")
     if known and hasattr(errors, name):
-        return getattr(errors, name)(message)
+        error: DfkdError = getattr(errors, name)(message)
+        return error
     return TrainingError(f"A process of this training failed: {trace}")
 
 
 @contextmanager
-def quiet_lightning():
+def quiet_lightning() -> Iterator[None]:
     """Without Lightning's advice, which does not apply to in-memory data and our own progress display."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

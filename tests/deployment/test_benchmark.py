@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from conftest import TINY, command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dfkd.deployment.benchmark import verdict
 
@@ -26,7 +27,12 @@ def test_a_run_is_measured_in_float_and_in_int8(finished):
 
 def test_a_run_measures_at_its_end_and_the_report_has_it(finished, tmp_path):
     store = f"store={finished / 'artifacts'}"
-    command([*TINY, store, "quantization=int8", "controls=[]", "benchmark=true", "run_dir=run"], tmp_path)
+    command(
+        [*TINY, store, "quantization=int8", "controls=[]", "benchmark=true", "logger=tensorboard", "run_dir=run"],
+        tmp_path,
+    )
+    logged = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"result/student int8 ms", "result/student int8 KiB"} <= set(logged.Tags()["scalars"])
     command(["export", "run"], tmp_path)
     report = command(["report", "run"], tmp_path).stdout
     for column in ("int8", "teacher ms", "student int8 ms", "student int8 KiB"):

@@ -15,7 +15,7 @@ from conftest import DREAMS, TINY, command, without_training
 from dfkd.errors import ConfigError
 from dfkd.reporting.plots import recovery_plot
 from dfkd.reporting.reading import read_runs
-from dfkd.reporting.report import summarise, summarise_dreams
+from dfkd.reporting.report import main, summarise, summarise_dreams
 from dfkd.reporting.settings import LABELS, named_settings
 
 
@@ -29,11 +29,23 @@ def test_a_sweep_becomes_a_table_with_means_over_seeds(sweep, tmp_path):
     assert expected in row and "| 2 |" in row
     assert "pruning.amount" in text and "inversion.iterations" not in text  # what differs, and nothing else
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
-        "report.md", "report.html", "report.csv", "dreams.csv", "recovery_against_sparsity.png",
-        "accuracy_against_time.png", "learning_curves.png",
+        "report.md", "report.html", "report.csv", "means.csv", "dreams.csv", "dream_means.csv",
+        "recovery_against_sparsity.png", "accuracy_against_time.png", "learning_curves.png",
     }  # fmt: skip
     assert (tmp_path / "tables" / "report.md").read_text() in text
     assert len(pd.read_csv(tmp_path / "tables" / "report.csv")) == 6
+
+
+def test_a_table_has_the_columns_that_are_asked_for_and_a_csv_all_of_them(sweep, tmp_path, capsys):
+    asked = ["--columns", "pruning.amount,recovered", "--dream-columns", "dreams"]
+    main([str(sweep / "sweep"), "--out", str(tmp_path), *asked])
+    tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    full = pd.read_csv(tmp_path / "means.csv", dtype=str)
+    assert tables[:2] == ["| pruning.amount | recovered |", "| --- | --- |"] and len(full.columns) > 9
+    assert tables[2:5] == [f"| {row['pruning.amount']} | {row['recovered']} |" for _, row in full.iterrows()]
+    assert tables[5] == "| dreams |"
+    with pytest.raises(ConfigError, match="--columns must be of the table's columns: .*pruning.amount.* got 'amount'"):
+        main([str(sweep / "sweep"), "--out", str(tmp_path), "--columns", "amount"])
 
 
 def test_dreams_have_a_row_for_each_setting_whoever_learned_from_them(sweep, tmp_path):
