@@ -113,12 +113,15 @@ class RealImages:
         dataset: Any = self.opener(split)
         return (_digest(dataset[index][0]) for index in range(len(dataset)))
 
+    def whole_content(self, split: Split) -> str:
+        """`content` of a split, or the digest of all its images where that is None."""
+        content = self.content(split) if callable(self.content) else self.content
+        return _content(self.opener(split)) if content is None else content
+
     def _identity(self, split: Split) -> str:
         if split not in self._identities:
-            content = self.content(split) if callable(self.content) else self.content
-            if content is None:
-                content = _content(self.opener(split))
-            text = repr((content, split.value, None if self.class_names is None else list(self.class_names)))
+            names = None if self.class_names is None else list(self.class_names)
+            text = repr((self.whole_content(split), split.value, names))
             self._identities[split] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         return self._identities[split]
 
