@@ -1,4 +1,4 @@
-"""The one door to real images: whoever opens it says what for, and only four purposes are allowed.
+"""The one door to real images: whoever opens it says what for, and only five purposes are allowed.
 
 Nothing that makes or uses dreams may import this package (a test holds that), and every opening is recorded in the
 run's result.
@@ -26,6 +26,7 @@ class Purpose(StrEnum):
     EVALUATION = "evaluation"
     REAL_DATA_CONTROL = "real-data control"
     NEW_CLASSES = "learning new classes"
+    PRIVACY_AUDIT = "privacy audit"
 
 
 class Split(StrEnum):
@@ -40,6 +41,7 @@ ALLOWED = {
     Purpose.EVALUATION: Split.TEST,
     Purpose.REAL_DATA_CONTROL: Split.TRAIN,
     Purpose.NEW_CLASSES: Split.TRAIN,
+    Purpose.PRIVACY_AUDIT: Split.TRAIN,
 }
 
 

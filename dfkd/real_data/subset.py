@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ def few_of_each(images: RealImages, per_class: int, seed: int) -> RealImages:
 
     def opener(split: Split) -> Dataset:
         whole = images.opener(split)
-        return whole if split is Split.TEST else Subset(whole, drawn(labels_of(whole), per_class, seed).tolist())
+        if split is Split.TEST:
+            return whole
+        labels = labels_of(whole)
+        return Subset(whole, drawn(labels, [per_class] * (int(labels.max()) + 1), seed).tolist())
 
     def content(split: Split) -> str:
         whole = images.whole_content(split)
@@ -37,13 +41,13 @@ def few_of_each(images: RealImages, per_class: int, seed: int) -> RealImages:
     return RealImages(name, opener, content, images.class_names, images.digests)
 
 
-def drawn(labels: Tensor, per_class: int, seed: int) -> Tensor:
-    """Places in `labels` (N,) of up to `per_class` of each class, drawn by `seed`, class by class."""
+def drawn(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
+    """Places in `labels` (N,) of up to `counts` of each class, drawn by `seed`, class by class."""
     places = []
-    for label in labels.unique().tolist():
+    for label, count in enumerate(counts):
         of_class = torch.nonzero(labels == label).flatten()
         generator = torch.Generator().manual_seed(derive_seed(seed, "few of each class", label))
-        places.append(of_class[torch.randperm(len(of_class), generator=generator)[:per_class]])
+        places.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     return torch.cat(places)
 
 
