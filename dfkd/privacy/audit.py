@@ -25,7 +25,7 @@ from dfkd.evaluation.quality import features_of
 from dfkd.experiment_config import make_experiment
 from dfkd.files import write_json
 from dfkd.models.input_spec import InputSpec, count_classes
-from dfkd.privacy.comparison import Pools, View, compare
+from dfkd.privacy.comparison import COARSE, Pools, View, coarse, compare, standardised
 from dfkd.privacy.figure import audit_figure
 from dfkd.procedural import pictures
 from dfkd.real_data import Purpose, RealImages
@@ -55,7 +55,7 @@ def audit_run(
 
     Args:
         run: its folder.
-        images: how many training images to look at at most, and as many test images.
+        images: how many training images to look at at most, and test images.
         seed: of which images, of the control's pictures, and of the bootstrap.
         store: where the dreams are; None: as the run's configuration says.
         options: of the verifier, as a run takes them, in place of the run's own.
@@ -106,8 +106,10 @@ def _experiment(run: Path, options: Sequence[str]) -> Experiment:
 
 
 def _views(e: Experiment) -> dict[str, View]:
-    """What distances are taken of: pixels, and the verifier's penultimate features where there is one."""
-    views: dict[str, View] = {"pixels": lambda pixels: pixels.flatten(1)}
+    """What distances are taken of: pixels, fine and coarse, and a verifier's penultimate features if there is one."""
+    views: dict[str, View] = {"pixels": standardised}
+    if min(e.spec.image_shape[1:]) > COARSE:
+        views["coarse pixels"] = lambda pixels: standardised(coarse(pixels))
     if e.verifier.weights is not None and e.verifier.network is not None:
         network = build(e.verifier.network)
         e.verifier.weights.load(network)
@@ -119,15 +121,23 @@ def _views(e: Experiment) -> dict[str, View]:
 
 
 def _sample(data: RealImages, spec: InputSpec, images: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training images and as many test images, class by class, as pixels."""
+    """Training images, and test images in the same shares of classes, as pixels.
+
+    Where there are few training images, test images are a multiple of them: the AUC's interval is narrower.
+    """
     pools = data.open(Purpose.PRIVACY_AUDIT), data.open(Purpose.EVALUATION)
     labels = [labels_of(pool) for pool in pools]
-    counts = torch.stack([each.bincount(minlength=spec.num_classes) for each in labels]).amin(0)
-    counts = counts.clamp(max=-(-images // spec.num_classes)).tolist()
-    if not sum(counts):
+    most = -(-images // spec.num_classes)
+    train, test = (each.bincount(minlength=spec.num_classes).clamp(max=most) for each in labels)
+    counts = torch.minimum(train, test)
+    if not counts.any():
         raise DataError("data: no class has both training and test images, which an audit compares.")
-    chosen = [Subset(pool, drawn(each, counts, seed).tolist()) for pool, each in zip(pools, labels, strict=True)]
-    members, others = (torch.cat([part for part, _ in DataLoader(pool, batch_size=256)]) for pool in chosen)
+    times = int((test // counts.clamp(min=1))[counts > 0].min())
+    wanted = counts.tolist(), (times * counts).tolist()
+    chosen = [
+        Subset(pool, drawn(each, count, seed).tolist()) for pool, each, count in zip(pools, labels, wanted, strict=True)
+    ]
+    members, others = (torch.cat([part for part, _ in DataLoader(some, batch_size=256)]) for some in chosen)
     return spec.to_pixels(members), spec.to_pixels(others)
 
 

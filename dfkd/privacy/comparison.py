@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd.privacy.membership import auc, bootstrap, effective_count, nearest, true_positives
@@ -14,8 +15,23 @@ from dfkd.reporting.percent import interval
 from dfkd.seeding import derive_seed
 
 View = Callable[[Tensor], Tensor]  # pixels (N, C, H, W) in [0, 1] as what distances are taken of, (N, D)
+COARSE = 8  # pixels a side
 LEAST = 1e-6  # distance, below which a dream is a copy
 ENOUGH = 100  # others, with fewer of which 1 % of them is none
+
+
+def standardised(pixels: Tensor) -> Tensor:
+    """Images (N, C, H, W) as vectors (N, D) of mean zero and length one, so that brightness and contrast do not count.
+
+    The squared distance of two is 2 - 2 times their correlation.
+    """
+    flat = pixels.flatten(1)
+    return F.normalize(flat - flat.mean(1, keepdim=True))
+
+
+def coarse(pixels: Tensor) -> Tensor:
+    """Images (N, C, H, W) averaged to `COARSE` by `COARSE` pixels: dreams may hold an image without its fine detail."""
+    return F.adaptive_avg_pool2d(pixels, COARSE)
 
 
 @dataclass(frozen=True)
@@ -24,7 +40,7 @@ class Pools:
 
     Attributes:
         members: training images.
-        others: as many test images, as many of each class.
+        others: test images, in the same shares of classes.
         dreams: all of the run's.
         control: procedural pictures, as many as dreams.
     """
@@ -64,7 +80,8 @@ def compare(pools: Pools, view: View, seed: int) -> Comparison:
     Returns:
         In `found`: `auc` of the score, its bootstrap `interval` and `true_positives` at 1 % false ones (None with fewer
         than a hundred others); `distance_auc` and `control_auc`, those of -d and of -r alone; `dreams_by_members`, the
-        share of dreams whose nearest real image is a member, with its `interval`.
+        share of dreams whose nearest real image is a member, with its `interval` and what is `expected`, the share of
+        members among the real images.
     """
     members = len(pools.members)
     real = view(torch.cat([pools.members, pools.others]))
@@ -79,7 +96,11 @@ def compare(pools: Pools, view: View, seed: int) -> Comparison:
         "true_positives": true_positives(*parts) if len(parts[1]) >= ENOUGH else None,
         "distance_auc": auc(-distances[:members], -distances[members:]),
         "control_auc": auc(-expected[:members], -expected[members:]),
-        "dreams_by_members": {"share": share, "interval": interval(share, effective_count(closest))},
+        "dreams_by_members": {
+            "share": share,
+            "interval": interval(share, effective_count(closest)),
+            "expected": members / len(real),
+        },
     }
     return Comparison(distances.cpu(), places.cpu(), *parts, found)
 

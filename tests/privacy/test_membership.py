@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dfkd.privacy.comparison import Pools, compare
+from dfkd.privacy.comparison import Pools, coarse, compare, standardised
 from dfkd.privacy.membership import auc, bootstrap, effective_count, nearest, true_positives
 from dfkd.procedural import pictures
 
@@ -59,7 +59,7 @@ def pools(dreams: torch.Tensor, seed: int = 1) -> Pools:
 def test_copies_are_found_out_under_noise(mirrored):
     copied = pools(torch.zeros(0, *SHAPE)).members[:100]
     copied = (copied.flip(3) if mirrored else copied) + 0.1 * torch.randn(100, *SHAPE)
-    found = compare(pools(copied.clamp(0, 1)), lambda pixels: pixels.flatten(1), 0).found
+    found = compare(pools(copied.clamp(0, 1)), standardised, 0).found
     assert found["interval"][0] > 0.6 and found["auc"] > found["interval"][0]
     assert found["true_positives"] > 0.3
     assert found["dreams_by_members"]["share"] > 0.9 and found["dreams_by_members"]["interval"][0] > 0.5
@@ -69,7 +69,7 @@ def test_unrelated_pictures_tell_nothing():
     held = {"auc": 0, "share": 0}
     for seed in range(10):
         dreams = pictures(200, SHAPE, seed + 2000)
-        found = compare(pools(dreams, seed), lambda pixels: pixels.flatten(1), 0).found
+        found = compare(pools(dreams, seed), standardised, 0).found
         for name, (low, high) in (
             ("auc", found["interval"]),
             ("share", found["dreams_by_members"]["interval"]),
@@ -81,5 +81,20 @@ def test_unrelated_pictures_tell_nothing():
 
 def test_dreams_of_the_others_tell_the_contrary():
     others = pools(torch.zeros(0, *SHAPE)).others
-    found = compare(pools(others), lambda pixels: pixels.flatten(1), 0).found
+    found = compare(pools(others), standardised, 0).found
     assert found["auc"] == 0 and found["dreams_by_members"]["share"] == 0
+
+
+def test_brightness_and_contrast_do_not_count():
+    images = pictures(5, SHAPE, seed=1)
+    torch.testing.assert_close(standardised(0.3 * images + 0.5), standardised(images))
+    correlation = torch.corrcoef(images[:2].flatten(1))[0, 1]
+    distance = (standardised(images)[0] - standardised(images)[1]).square().sum()
+    torch.testing.assert_close(distance, 2 - 2 * correlation)
+    assert coarse(pictures(2, (3, 32, 20), seed=1)).shape == (2, 3, 8, 8)
+
+
+def test_of_few_members_others_may_be_more():
+    whole = pools(pictures(200, SHAPE, seed=5))
+    few = Pools(whole.members[:50], whole.others, whole.dreams, whole.control)
+    assert compare(few, standardised, 0).found["dreams_by_members"]["expected"] == 0.2
