@@ -15,6 +15,7 @@ from recovery_against_time import page
 
 from dfkd import config
 from dfkd.app import COMMANDS as SUBCOMMANDS
+from dfkd.privacy.audit import rows_of, verdict
 from dfkd.reporting.report import write_report
 from dfkd.reporting.result import view
 
@@ -30,7 +31,8 @@ LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)]+)\)",
 LINKED = {(page.parent / link).resolve() for page, link in LINKS if link.endswith("result.json")}
 RESULTS = sorted(LINKED | set((ROOT / "docs" / "results").glob("*.json")))
 LAUNCHERS = {"workstation": "joblib", "slurm": "submitit", "ray_cluster": "ray"}
-STUDIES = sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())
+STUDIES = sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir() and path.name != "privacy")
+AUDITS = sorted(path for path in (ROOT / "docs" / "results" / "privacy").iterdir())
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -64,6 +66,14 @@ def test_every_table_is_that_of_a_recorded_result(path):
 def test_every_report_is_that_of_the_recorded_runs(study, tmp_path):
     tables = re.findall(r"(?:^\|.*\n)+", write_report([study], tmp_path), re.MULTILINE)
     assert len(tables) == 2 and all(table in TEXT for table in tables)  # of the students, and of their dreams
+
+
+@pytest.mark.parametrize("audits", AUDITS, ids=lambda path: path.name)
+def test_every_audit_is_that_of_the_recorded_runs(audits):
+    recorded = [json.loads(path.read_text()) for path in sorted(audits.glob("*.json"))]
+    rows = rows_of(recorded)
+    assert len(recorded) == 3 and all(f"| {' | '.join(row.values())} |" in TEXT for row in rows)
+    assert verdict(recorded) in TEXT.replace("\n", " ")
 
 
 OTHERS = sorted({line for line in LINES if len(line.split()) > 1 and line.split()[1] in SUBCOMMANDS})

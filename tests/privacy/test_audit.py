@@ -51,6 +51,14 @@ def test_the_dreams_and_the_result_stay_as_they_were(audited, finished):
     assert Store(finished / "artifacts").named(dreams) is not None  # with the checksums that it was made with
 
 
+def test_the_report_has_the_audits_of_its_runs(audited):
+    report = command(["report", "run"], audited).stdout
+    (line,) = [line for line in report.splitlines() if "| pixels AUC |" in line]
+    value = f"{100 * audit_of(audited)['distances']['pixels']['auc']:.1f}"
+    row = report.splitlines()[report.splitlines().index(line) + 2]
+    assert row.strip("| ").split(" | ")[line.strip("| ").split(" | ").index("pixels AUC")] == value
+
+
 def test_a_verifier_adds_its_features(audited, finished):
     weights = finished / "artifacts" / result_of(finished)["artifacts"]["teacher"] / "weights.safetensors"
     shutil.copytree(audited / "run", audited / "verified" / "run")
@@ -82,7 +90,8 @@ def test_planted_copies_of_training_images_are_found_out(audited, tmp_path):
     printed = command(["audit", "run"], tmp_path).stdout
     pixels = audit_of(tmp_path)["distances"]["pixels"]
     assert pixels["interval"][0] > 0.9 and pixels["true_positives"] > 0.5
-    assert pixels["dreams_by_members"]["share"] > 0.9
+    # Of 1,437 copied images 360 are among the members, as many as there are test images; others go to either.
+    assert pixels["dreams_by_members"]["interval"][0] > 0.5
     assert "Dreams tell training images from test images by pixels" in printed
 
 
@@ -104,7 +113,7 @@ def test_a_run_that_stopped_after_its_dreams_is_audited_and_its_few_members_are(
 
 def test_runs_of_several_seeds_are_told_as_mean_and_deviation():
     def audit(value: float) -> dict:
-        pixels = {"auc": value, "interval": (value - 0.02, value + 0.02), "true_positives": None,
+        pixels = {"auc": value, "interval": [value - 0.02, value + 0.02], "true_positives": None,
                   "distance_auc": 0.5, "control_auc": 0.5, "dreams_by_members": {"share": 0.5}}  # fmt: skip
         return {"distances": {"pixels": pixels}}
 
