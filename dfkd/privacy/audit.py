@@ -185,11 +185,12 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def verdict(results: Sequence[Mapping[str, Any]]) -> str:
-    """Whether members were told from others: by which distances the interval of every run's AUC lies above 50 %."""
+    """Whether members were told from others: in how many runs an AUC's interval lies above 50 %, by which distance."""
     distances = results[0]["distances"]
-    told = [name for name in distances if all(result["distances"][name]["interval"][0] > 0.5 for result in results)]
+    above = {name: sum(result["distances"][name]["interval"][0] > 0.5 for result in results) for name in distances}
+    told = " and ".join(f"{name} in {runs} of {len(results)} runs" for name, runs in above.items() if runs)
     if told:
-        text = f"Dreams tell training images from test images by {' and by '.join(told)}: they hold something of them."
+        text = f"Dreams tell training images from test images (by {told}): they hold something of them."
     else:
         text = "Training images were not told from test images. That is no guarantee: a better attack might."
     if "features" in distances:

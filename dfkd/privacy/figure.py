@@ -30,7 +30,8 @@ def audit_figure(pools: Pools, compared: Mapping[str, Comparison]) -> Figure:
         kind = "member" if place < len(pools.members) else "other"
         _picture(grid[0, column], real[place], f"{kind}\n{pixels.distances[place]:.2f}")
         _picture(grid[1, column], pools.dreams[int(pixels.places[place])], "dream")
-    below.suptitle("The nearest pairs of a real image and a dream, which may count mirrored, and their distance in pixels", fontsize=10)
+    title = "The nearest pairs of a real image and a dream, which may count mirrored, and their distance in pixels"
+    below.suptitle(title, fontsize=10)
     return figure
 
 

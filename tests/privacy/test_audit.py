@@ -92,7 +92,7 @@ def test_planted_copies_of_training_images_are_found_out(audited, tmp_path):
     assert pixels["interval"][0] > 0.9 and pixels["true_positives"] > 0.5
     # Of 1,437 copied images 360 are among the members, as many as there are test images; others go to either.
     assert pixels["dreams_by_members"]["interval"][0] > 0.5
-    assert "Dreams tell training images from test images by pixels" in printed
+    assert "Dreams tell training images from test images (by pixels in 1 of 1 runs)" in printed
 
 
 def test_dreams_that_know_no_image_are_not_found_out(audited, tmp_path):
@@ -119,8 +119,8 @@ def test_runs_of_several_seeds_are_told_as_mean_and_deviation():
 
     (one,), (three,) = rows_of([audit(0.6)]), rows_of([audit(0.6), audit(0.55), audit(0.53)])
     assert one["AUC"] == "60.0 (58.0 to 62.0)" and three["AUC"] == "56.0 ± 3.6" and three["true positives"] == ""
-    assert "hold something of them" in verdict([audit(0.6), audit(0.53)])
-    assert "not told" in verdict([audit(0.6), audit(0.51)])
+    assert "(by pixels in 1 of 2 runs): they hold something of them" in verdict([audit(0.6), audit(0.51)])
+    assert "not told" in verdict([audit(0.5), audit(0.51)])
 
 
 @pytest.mark.parametrize(
