@@ -182,6 +182,8 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(*row.values())
     Console(width=None if Console().is_terminal else 130).print(table)
     print(verdict(results))
+    if results[0]["verifier"] is None:
+        print("Only pixels were compared: give a verifier (verifier.weights=FILE) to compare features as well.")
 
 
 def verdict(results: Sequence[Mapping[str, Any]]) -> str:
@@ -190,12 +192,8 @@ def verdict(results: Sequence[Mapping[str, Any]]) -> str:
     above = {name: sum(result["distances"][name]["interval"][0] > 0.5 for result in results) for name in distances}
     told = " and ".join(f"{name} in {runs} of {len(results)} runs" for name, runs in above.items() if runs)
     if told:
-        text = f"Dreams tell training images from test images (by {told}): they hold something of them."
-    else:
-        text = "Training images were not told from test images. That is no guarantee: a better attack might."
-    if "features" in distances:
-        return text
-    return f"{text} Only pixels were compared: give a verifier (verifier.weights=FILE) to compare features as well."
+        return f"Dreams tell training images from test images (by {told}): they hold something of them."
+    return "Training images were not told from test images. That is no guarantee: a better attack might."
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ BINS = 40
 def audit_figure(pools: Pools, compared: Mapping[str, Comparison]) -> Figure:
     """A panel of distributions for each distance; below, the ten real images with the nearest dreams, in pixels."""
     figure = Figure(figsize=(1.1 * PAIRS, 6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[3, 2.4])
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 2.4])[:, 0]
     for axes, (name, each) in zip(above.subplots(1, len(compared), squeeze=False)[0], compared.items(), strict=True):
         _distributions(axes, name, each)
     grid = below.subplots(2, PAIRS)
