@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import DREAMS, command, result_of
+from conftest import LEARNING, command, result_of
 from omegaconf import OmegaConf
 
 from dfkd.dreams import DreamBank, Dreams
@@ -104,7 +104,7 @@ def test_dreams_that_know_no_image_are_not_found_out(audited, tmp_path):
 
 
 def test_a_run_that_stopped_after_its_dreams_is_audited_and_its_few_members_are(tmp_path):
-    command([*DREAMS, "data.per_class=6", "teacher.training.batch_size=32", "stage=dream", "run_dir=run"], tmp_path)
+    command([*LEARNING, "data.per_class=6", "teacher.training.batch_size=32", "stage=dream", "run_dir=run"], tmp_path)
     command(["audit", "run"], tmp_path)
     found = audit_of(tmp_path)
     assert (found["images"]["members"], found["images"]["others"]) == (60, 300)  # 33 of some class, five times six
