@@ -73,7 +73,7 @@ class Comparison:
 def compare(pools: Pools, view: View, seed: int) -> Comparison:
     """Whether members are nearer to dreams than others are, by the distance in a view.
 
-    The score of an image x is log r(x) / d(x), where d is its distance to the nearest dream and r that to the nearest
+    The score of an image x is log(r(x) / d(x)), where d is its distance to the nearest dream and r that to the nearest
     picture of the control, which knows neither kind: some images are near to anything, and that says nothing about
     membership.
 
