@@ -72,7 +72,7 @@ def test_every_report_is_that_of_the_recorded_runs(study, tmp_path):
 def test_every_audit_is_that_of_the_recorded_runs(audits):
     recorded = [json.loads(path.read_text()) for path in sorted(audits.glob("*.json"))]
     rows = rows_of(recorded)
-    assert len(recorded) == 3 and all(f"| {' | '.join(row.values())} |" in TEXT for row in rows)
+    assert recorded and all(f"| {' | '.join(row.values())} |" in TEXT for row in rows)
     assert verdict(recorded) in TEXT.replace("\n", " ")
 
 
