@@ -96,7 +96,7 @@ def invert(
 
 
 def load_dreams(run: str | Path, store: str | Path | None = None) -> Dreams:
-    """The dreams of a finished run, from the store that it kept them in.
+    """The dreams of a run that has made them, from the store that it kept them in.
 
     Args:
         run: the run's directory.
@@ -106,7 +106,7 @@ def load_dreams(run: str | Path, store: str | Path | None = None) -> Dreams:
         Training and held-out dreams, in the teacher's normalised input space.
 
     Raises:
-        ConfigError: there is no finished run, or its dreams are not in the store.
+        ConfigError: there is no such run, or its dreams are not in the store.
     """
     return all_dreams(product_of(Path(run), "dream", None if store is None else Path(store)))
 

@@ -29,6 +29,7 @@ from dfkd.errors import ArtifactError, ConfigError, DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text
 from dfkd.help import full_help, overview
+from dfkd.privacy import audit
 from dfkd.reporting import report
 from dfkd.reporting.reading import on_device
 from dfkd.reporting.result import view
@@ -217,6 +218,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plan": plan.main,
     "export": export.main,
     "benchmark": benchmark.main,
+    "audit": audit.main,
     "predict": use.predict,
     "evaluate": use.evaluate,
     "store": store_command.main,

@@ -24,6 +24,7 @@ After it
   dfkd report DIR...               tables, plots and a page of all runs under some folders
   dfkd export RUN                  the student as ONNX (float and int8) and PyTorch
   dfkd benchmark RUN               size and speed of teacher and student on this machine
+  dfkd audit RUN...                whether its dreams are nearer to training images than to test images
   dfkd predict FILE IMAGES...      what an exported student sees in images
   dfkd evaluate FILE data=NAME     its accuracy on test images
   dfkd store                       what the store of teachers, dreams and students holds

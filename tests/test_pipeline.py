@@ -361,5 +361,5 @@ def test_the_dreams_of_a_run_are_loaded_by_its_folder(finished, tmp_path):
     assert dreams.teacher_accuracy == pytest.approx(result["dreams"]["teacher_accuracy"])
     with pytest.raises(ConfigError, match="store must hold dreams/"):
         dfkd.load_dreams(finished / "run", store=tmp_path)
-    with pytest.raises(ConfigError, match="run must be the directory of a finished run"):
+    with pytest.raises(ConfigError, match="run must be the directory of a run, got"):
         dfkd.load_dreams(tmp_path)

@@ -15,6 +15,7 @@ from recovery_against_time import page
 
 from dfkd import config
 from dfkd.app import COMMANDS as SUBCOMMANDS
+from dfkd.privacy.audit import rows_of, verdict
 from dfkd.reporting.report import main as report
 from dfkd.reporting.result import view
 
@@ -35,7 +36,8 @@ PLUGINS = {
     "hydra/launcher=ray_cluster": "hydra_ray_launcher",
     "hydra/sweeper=search": "hydra_optuna_sweeper",
 }
-STUDIES = sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir())
+STUDIES = sorted(path for path in (ROOT / "docs" / "results").iterdir() if path.is_dir() and path.name != "privacy")
+AUDITS = sorted(path for path in (ROOT / "docs" / "results" / "privacy").iterdir())
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -85,6 +87,14 @@ def test_every_report_is_that_of_the_recorded_runs(study, tmp_path, monkeypatch)
             if commands:
                 assert (tmp_path / name).read_text(encoding="utf-8") == Path(beside).read_text(encoding="utf-8")
                 assert max(len(table.splitlines()[0].split(" | ")) for table in (students, dreams)[: 2 - number]) <= 9
+
+
+@pytest.mark.parametrize("audits", AUDITS, ids=lambda path: path.name)
+def test_every_audit_is_that_of_the_recorded_runs(audits):
+    recorded = [json.loads(path.read_text()) for path in sorted(audits.glob("*.json"))]
+    rows = rows_of(recorded)
+    assert recorded and all(f"| {' | '.join(row.values())} |" in TEXT for row in rows)
+    assert verdict(recorded) in TEXT.replace("\n", " ")
 
 
 OTHERS = sorted({line for line in LINES if len(line.split()) > 1 and line.split()[1] in SUBCOMMANDS})

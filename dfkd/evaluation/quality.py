@@ -152,6 +152,20 @@ def _features_and_logits(network: nn.Module, images: Tensor, spec: InputSpec) ->
     return torch.cat(seen).cpu() if seen else None, torch.cat(logits).cpu()
 
 
+@torch.no_grad()
+def features_of(network: nn.Module, images: Tensor, spec: InputSpec) -> Tensor:
+    """The penultimate features (N, D) of normalised images, on the CPU; `spec.num_classes` are the network's outputs.
+
+    Raises:
+        ModelError: the network's classifier is no linear layer.
+    """
+    device = next(network.parameters()).device
+    with frozen(network), _penultimate(network, spec) as seen:
+        for part in images.split(BATCH):
+            network(part.to(device).float())
+    return torch.cat(seen).cpu()
+
+
 def _mean_distance(features: Tensor) -> float:
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(derive_seed(0, "diversity")))
     return torch.pdist(features[order[:PAIRS]]).mean().item() if len(features) > 1 else 0.0

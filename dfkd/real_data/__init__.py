@@ -1,4 +1,4 @@
-"""Real images, for teacher training, evaluation, the real-data control and new classes alone (see `access`)."""
+"""Real images, for teacher training, evaluation, audits, the real-data control and new classes alone (see `access`)."""
 
 from dfkd.real_data.access import Purpose, RealImages, Split
 from dfkd.real_data.folder import image_folder

@@ -1,4 +1,4 @@
-"""The one door to real images: whoever opens it says what for, and only four purposes are allowed.
+"""The one door to real images: whoever opens it says what for, and only five purposes are allowed.
 
 Nothing that makes or uses dreams may import this package (a test holds that), and every opening is recorded in the
 run's result.
@@ -26,6 +26,7 @@ class Purpose(StrEnum):
     EVALUATION = "evaluation"
     REAL_DATA_CONTROL = "real-data control"
     NEW_CLASSES = "learning new classes"
+    PRIVACY_AUDIT = "privacy audit"
 
 
 class Split(StrEnum):
@@ -40,6 +41,7 @@ ALLOWED = {
     Purpose.EVALUATION: Split.TEST,
     Purpose.REAL_DATA_CONTROL: Split.TRAIN,
     Purpose.NEW_CLASSES: Split.TRAIN,
+    Purpose.PRIVACY_AUDIT: Split.TRAIN,
 }
 
 
@@ -113,12 +115,15 @@ class RealImages:
         dataset: Any = self.opener(split)
         return (_digest(dataset[index][0]) for index in range(len(dataset)))
 
+    def whole_content(self, split: Split) -> str:
+        """`content` of a split, or the digest of all its images where that is None."""
+        content = self.content(split) if callable(self.content) else self.content
+        return _content(self.opener(split)) if content is None else content
+
     def _identity(self, split: Split) -> str:
         if split not in self._identities:
-            content = self.content(split) if callable(self.content) else self.content
-            if content is None:
-                content = _content(self.opener(split))
-            text = repr((content, split.value, None if self.class_names is None else list(self.class_names)))
+            names = None if self.class_names is None else list(self.class_names)
+            text = repr((self.whole_content(split), split.value, names))
             self._identities[split] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         return self._identities[split]
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from dfkd.errors import DataError, is_whole
 from dfkd.models.input_spec import InputSpec
+from dfkd.real_data.subset import labels_of
 
 
 def check_classes(classes: int, spec: InputSpec, name: str, only: Sequence[int]) -> None:
@@ -30,10 +31,11 @@ class OfClasses(Dataset[Any]):
     """The images of some classes of a data set, numbered anew in the order that the classes are given in."""
 
     def __init__(self, images: Dataset[Any], classes: Sequence[int]) -> None:
-        labels = images.tensors[1] if isinstance(images, TensorDataset) else images.targets  # type: ignore[attr-defined]
+        labels = labels_of(images).tolist()
         self.images = images
         self.number = {label: number for number, label in enumerate(classes)}
-        self.places = [place for place, label in enumerate(map(int, labels)) if label in self.number]
+        self.places = [place for place, label in enumerate(labels) if label in self.number]
+        self.targets = [self.number[labels[place]] for place in self.places]
 
     def __len__(self) -> int:
         return len(self.places)

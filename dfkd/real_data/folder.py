@@ -19,13 +19,20 @@ from dfkd.real_data.access import RealImages, Split
 from dfkd.real_data.classes import check_classes
 from dfkd.real_data.pixels import DECODING, MODES, decode, formats, strict_about_size, to_tensor
 from dfkd.real_data.scan import scan
+from dfkd.real_data.subset import few_of_each
 from dfkd.real_data.transforms import Normalise
 
 log = logging.getLogger(__name__)
 
 
 def image_folder(
-    spec: InputSpec, root: str, train: str = "train", test: str = "test", only: Sequence[int] = ()
+    spec: InputSpec,
+    root: str,
+    train: str = "train",
+    test: str = "test",
+    only: Sequence[int] = (),
+    per_class: int = 0,
+    seed: int = 0,
 ) -> RealImages:
     """Images on disk as root/train/<class>/* and root/test/<class>/*; resized to the network's input.
 
@@ -38,6 +45,8 @@ def image_folder(
         train: its sub-folder for teacher training and the real-data control.
         test: its sub-folder for evaluation.
         only: the classes to keep, by their place in the sorted folders, numbered anew in this order; empty: all.
+        per_class: training images of each class to keep, drawn by `seed`; 0: all.
+        seed: of that draw.
 
     Raises:
         DataError: a folder is missing or empty, has a single class, its classes are not the network's, or training and
@@ -78,7 +87,8 @@ def image_folder(
 
     title = f"image_folder {printable(Path(root).name)}" + (f", classes {list(only)}" if only else "")
     labels = [printable(name) for name in kept]
-    return RealImages(title, opener, content, labels, lambda split: scanned(split).values())
+    images = RealImages(title, opener, content, labels, lambda split: scanned(split).values())
+    return few_of_each(images, per_class, seed)
 
 
 class FolderImages(Dataset[Any]):
@@ -92,6 +102,7 @@ class FolderImages(Dataset[Any]):
 
     def __init__(self, folder: Path, files: Sequence[tuple[str, int]], spec: InputSpec) -> None:
         self.folder, self.files, self.channels = folder, files, spec.image_shape[0]
+        self.targets = [label for _, label in files]
         self.normalise = Normalise(spec)
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from dfkd.models.input_spec import InputSpec
 from dfkd.real_data.access import RealImages, Split
 from dfkd.real_data.classes import OfClasses, check_classes
 from dfkd.real_data.pixels import MODES
+from dfkd.real_data.subset import few_of_each
 from dfkd.real_data.transforms import Normalise, NormalisePicture
 
 
@@ -27,12 +28,14 @@ def no_data(spec: InputSpec) -> None:
     return
 
 
-def digits(spec: InputSpec, only: Sequence[int] = ()) -> RealImages:
+def digits(spec: InputSpec, only: Sequence[int] = (), per_class: int = 0, seed: int = 0) -> RealImages:
     """The 1,797 scanned digits (8x8, grey) that scikit-learn ships; a fifth of each class is the test split.
 
     Args:
         spec: the network's input.
         only: the classes to keep, numbered anew in this order; empty: all.
+        per_class: training images of each class to keep, drawn by `seed`; 0: all.
+        seed: of that draw.
 
     Raises:
         DataError: the network does not take one channel and as many classes.
@@ -49,7 +52,8 @@ def digits(spec: InputSpec, only: Sequence[int] = ()) -> RealImages:
     def content(split: Split) -> str:
         return hashlib.sha256(b"".join(part.tobytes() for part in _digits(split))).hexdigest()
 
-    return _of_classes(only, RealImages("digits", opener, content, [str(digit) for digit in range(10)]))
+    whole = RealImages("digits", opener, content, [str(digit) for digit in range(10)])
+    return few_of_each(_of_classes(only, whole), per_class, seed)
 
 
 def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +67,14 @@ def _digits(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(pixels), np.ascontiguousarray(labels)
 
 
-def cifar(spec: InputSpec, root: str = "data", classes: int = 10, only: Sequence[int] = ()) -> RealImages:
+def cifar(
+    spec: InputSpec,
+    root: str = "data",
+    classes: int = 10,
+    only: Sequence[int] = (),
+    per_class: int = 0,
+    seed: int = 0,
+) -> RealImages:
     """CIFAR-10 or CIFAR-100 by torchvision, downloaded into `root` where it is not there yet.
 
     Args:
@@ -71,6 +82,8 @@ def cifar(spec: InputSpec, root: str = "data", classes: int = 10, only: Sequence
         root: the folder.
         classes: 10 or 100.
         only: the classes to keep, numbered anew in this order; empty: all.
+        per_class: training images of each class to keep, drawn by `seed`; 0: all.
+        seed: of that draw.
 
     Raises:
         DataError: `classes` is not 10 or 100, or the network has another number of classes, or not 1, 3 or 4 channels.
@@ -94,7 +107,8 @@ def cifar(spec: InputSpec, root: str = "data", classes: int = 10, only: Sequence
                 "data=image_folder or data=none."
             ) from error
 
-    return _of_classes(only, RealImages(name, opener, name))  # torchvision compares its files with published digests
+    whole = RealImages(name, opener, name)  # torchvision compares its files with published digests
+    return few_of_each(_of_classes(only, whole), per_class, seed)
 
 
 def _of_classes(only: Sequence[int], images: RealImages) -> RealImages:

@@ -19,7 +19,7 @@ def percent(value: float | None, count: int | None = None) -> str:
     return f"{text} ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
+def interval(share: float, count: float) -> tuple[float, float]:
     """The 95 % interval of a share of `count` draws (Wilson 1927)."""
     middle, spread = share + Z**2 / (2 * count), Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     scale = 1 + Z**2 / count

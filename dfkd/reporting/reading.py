@@ -11,7 +11,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from dfkd.errors import ConfigError
-from dfkd.reporting.run_directory import BENCHMARK, CONFIG, EXPORT, RESULT, STATUS, is_occupied, settled
+from dfkd.reporting.run_directory import AUDIT, BENCHMARK, CONFIG, EXPORT, RESULT, STATUS, is_occupied, settled
 from dfkd.reporting.settings import LABELS, OPTION
 from dfkd.reporting.students import network_scores, student_of
 from dfkd.run_config import load_run_config
@@ -63,7 +63,7 @@ def read_runs(directories: Sequence[str | Path]) -> Runs:
                 result = json.loads((run / RESULT).read_text(encoding="utf-8"))
                 setting = _setting(run, result)
                 row = {name: value for name, value in setting.items() if not name.startswith(OF_VERIFIERS)}
-                dream = _dreams(setting, result)
+                dream = _dreams(setting, result) | audited(run)
                 if result.get("task") == "class_incremental":
                     incremental += [row | {"network": name, **scores} for name, scores in result["scores"].items()]
                 else:
@@ -139,6 +139,14 @@ def _dreams(setting: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         "extractor": real.get("extractor", ""),
         **{f"real {name}": value for name, value in real.items()},
     }
+
+
+def audited(run: Path) -> dict[str, Any]:
+    """How well `dfkd audit` told training images from test images by the dreams, where it was asked."""
+    if not (run / AUDIT).exists():
+        return {}
+    distances = json.loads((run / AUDIT).read_text(encoding="utf-8"))["distances"]
+    return {f"{name} AUC": float(found["auc"]) for name, found in distances.items()}
 
 
 def on_device(run: Path, result: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,9 @@ DREAM_METRICS = {
     "real fid": False,
     "real kid": False,
     "real inception_score": False,
+    "pixels AUC": True,
+    "coarse pixels AUC": True,
+    "features AUC": True,
 }
 
 
@@ -157,7 +160,10 @@ def write_report(
         text += f"\n{markdown(over_seeds['New classes'])}"
         _write_csv(out / "class_incremental.csv", incremental)
     if len(dreams):
-        text += "\nTheir dreams. What follows `real` looked at real test images, nothing else did.\n\n"
+        text += (
+            "\nTheir dreams. What follows `real` looked at real test images, what ends in `AUC` (`dfkd audit`) at "
+            "training images as well, nothing else did.\n\n"
+        )
         over_seeds["Quality of dreams"] = summarise_dreams(dreams)
         text += markdown(chosen(over_seeds["Quality of dreams"], dream_columns, "--dream-columns"))
         _write_csv(out / "dreams.csv", dreams)

@@ -35,10 +35,13 @@ BUDGET = "within_seconds.json"
 SO_FAR = "so_far.json"  # what is known before there is a result
 EXPORT = "export.json"  # what `dfkd export` found out
 BENCHMARK = "benchmark.json"  # what `dfkd benchmark` found out
+AUDIT = "audit.json"  # what `dfkd audit` found out
+AUDIT_PICTURE = "audit.png"
 PICTURE = "dreams.png"
 STREAM_PICTURE = "stream.png"
 SECONDS_TO_SETTLE = 10.0
-NOT_IN_EVERY_RESULT = (STREAM_PICTURE, SO_FAR, EXPORT, BENCHMARK)  # an old one must not stand beside a new result
+# An old one must not stand beside a new result.
+NOT_IN_EVERY_RESULT = (STREAM_PICTURE, SO_FAR, EXPORT, BENCHMARK, AUDIT, AUDIT_PICTURE)
 
 
 @contextmanager
@@ -118,25 +121,25 @@ def abandon(directory: Path) -> None:
 
 
 def product_of(directory: Path, stage: str, store: Path | None = None) -> Product:
-    """What a stage of a finished run made, from the store that the run kept it in.
+    """What a stage of a run made, from the store that the run kept it in.
 
     Args:
-        directory: of the run.
+        directory: of the run, finished or up to that stage.
         stage: its name, for instance `dream`.
         store: where the products are; None: the `store` of the run's `config.yaml`, as seen from the current folder.
 
     Raises:
-        ConfigError: there is no finished run, or the product is not in the store.
+        ConfigError: there is no such run, or the product is not in the store.
     """
-    for needed in (RESULT, CONFIG):
-        if not (directory / needed).is_file():
-            raise ConfigError(f"run must be the directory of a finished run, got {directory}: it has no {needed}.")
+    names = directory / (RESULT if (directory / RESULT).is_file() else ARTIFACTS)
+    for needed in (names, directory / CONFIG):
+        if not needed.is_file():
+            raise ConfigError(f"run must be the directory of a run, got {directory}: it has no {needed.name}.")
     try:
-        identity = str(json.loads((directory / RESULT).read_text(encoding="utf-8"))["artifacts"][stage])
+        content = json.loads(names.read_text(encoding="utf-8"))
+        identity = str((content["artifacts"] if names.name == RESULT else content)[stage])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(
-            f"{directory / RESULT} must name what the run made, but cannot be read ({error!r})."
-        ) from error
+        raise ConfigError(f"{names} must name what the run made, but cannot be read ({error!r}).") from error
     place = store or Path(str(load_run_config(directory / CONFIG).store))
     found = Store(place).named(identity)
     if found is None:

@@ -1,7 +1,7 @@
 """Real data-freeness: nothing that makes or uses dreams can reach a real image.
 
 Three proofs: the packages on the dream's side do not import the real-data package; the door to real images opens for
-four purposes only; and a real run, watched by an audit hook, opens no image file outside teacher training, evaluation
+five purposes only; and a real run, watched by an audit hook, opens no image file outside teacher training, evaluation
 and the real-data control, or where new classes are learned, but theirs. The scan, which reads all images for their
 digests before the work, is left out of the last proof: nothing but digests leaves it.
 """
@@ -63,23 +63,25 @@ def test_the_dreams_side_does_not_import_real_data(place):
     assert files
     for path in files:
         for name in imported_modules(path):
-            forbidden = ("dfkd.real_data", "dfkd.tasks", "dfkd.app", "torchvision.datasets", "sklearn")
+            forbidden = ("dfkd.real_data", "dfkd.privacy", "dfkd.tasks", "dfkd.app", "torchvision.datasets", "sklearn")
             assert not name.startswith(forbidden), f"{path.name} imports {name}"
 
 
 def test_every_folder_of_the_package_is_on_a_known_side():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    both_sides = {"deployment", "real_data", "evaluation", "reporting", "stages", "tasks"}
+    both_sides = {"deployment", "real_data", "evaluation", "privacy", "reporting", "stages", "tasks"}
     assert folders == {name for name in DREAM_SIDE if "." not in name} | both_sides
 
 
-def test_the_door_opens_for_four_purposes_and_records_them():
+def test_the_door_opens_for_five_purposes_and_records_them():
     opened = []
     images = RealImages("some", opener=lambda split: opened.append(split))  # type: ignore[arg-type]
     for purpose in Purpose:
         images.open(purpose)
-    assert opened == [Split.TRAIN, Split.TEST, Split.TRAIN, Split.TRAIN]
-    assert images.opened == ["teacher training", "evaluation", "real-data control", "learning new classes"]
+    assert opened == [Split.TRAIN, Split.TEST, Split.TRAIN, Split.TRAIN, Split.TRAIN]
+    assert images.opened == [
+        "teacher training", "evaluation", "real-data control", "learning new classes", "privacy audit"
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="distillation"):
         images.open("distillation")  # type: ignore[arg-type]
 

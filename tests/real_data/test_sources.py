@@ -11,6 +11,7 @@ from dfkd.errors import DataError
 from dfkd.models import InputSpec
 from dfkd.real_data import Purpose, RealImages, cifar, digits, image_folder, no_data
 from dfkd.real_data.datamodule import RealDataModule, random_subset
+from dfkd.real_data.subset import labels_of
 from dfkd.training.data import Stream
 
 
@@ -229,3 +230,33 @@ def test_digits_of_other_classes_are_disjoint_and_those_of_the_same_are_not():
     old.require_disjoint(new)
     with pytest.raises(DataError, match=r"share \d+ images .* new_data.only"):
         old.require_disjoint(digits(spec(1, 2, (8, 8)), only=[4, 7]))
+
+
+def test_a_few_training_images_of_each_class_can_be_kept(tmp_path):
+    few = digits(spec(1, 10, (8, 8)), per_class=7, seed=3)
+    train = few.open(Purpose.TEACHER_TRAINING)
+    assert labels_of(train).bincount().tolist() == [7] * 10
+    assert [int(label) for _, label in train] == labels_of(train).tolist()
+    assert len(few.open(Purpose.EVALUATION)) == 360
+    whole = digits(spec(1, 10, (8, 8)))
+    known = {image.numpy().tobytes() for image, _ in whole.open(Purpose.TEACHER_TRAINING)}
+    assert all(image.numpy().tobytes() in known for image, _ in train)
+    two = image_folder(spec(), str(make_folder(tmp_path)), only=[1, 0], per_class=2).open(Purpose.TEACHER_TRAINING)
+    assert labels_of(two).tolist() == [0, 0, 1, 1]
+    assert len(digits(spec(1, 3, (8, 8)), only=[1, 5, 6], per_class=4).open(Purpose.TEACHER_TRAINING)) == 12
+
+
+def test_which_few_images_are_kept_has_an_identity_of_its_own():
+    def identities(**options):
+        source = digits(spec(1, 10, (8, 8)), **options)
+        return source.identity(Purpose.TEACHER_TRAINING), source.identity(Purpose.EVALUATION)
+
+    whole, few, other, more = (identities(**o) for o in ({}, {"per_class": 7}, {"per_class": 7, "seed": 1},
+                                                         {"per_class": 8}))  # fmt: skip
+    assert len({train for train, _ in (whole, few, other, more)}) == 4
+    assert len({test for _, test in (whole, few, other, more)}) == 1
+    assert identities(seed=5) == whole  # which does nothing without `per_class`
+    with pytest.raises(DataError, match=r"data\.per_class must be a whole number, 0 or more, got -1"):
+        identities(per_class=-1)
+    with pytest.raises(DataError, match=r"data\.seed must be a whole number"):
+        identities(per_class=1, seed=0.5)
