@@ -109,10 +109,11 @@ def disturbed(
     hit: Counter[str] = Counter()
     at = sorted(moments.uniform(0, whole.seconds) for _ in range(kills))
     lives = [now - before for before, now in zip([0.0, *at], at, strict=False)]
+    last = whole.seconds
     while sum(hit.values()) < kills:
-        life = lives.pop(0) if lives else moments.uniform(0, whole.seconds / kills)
-        process = start(options, directory)
-        process.join(whole.begun + life)
+        wait = whole.begun + lives.pop(0) if lives else moments.uniform(0, last)
+        begin, process = time.monotonic(), start(options, directory)
+        process.join(wait)
         if process.exitcode is None:
             hit[stages_in_hand(directory) or "between stages"] += 1
             os.killpg(process.pid, number)
@@ -120,6 +121,7 @@ def disturbed(
             if process.exitcode in (-number, 128 + number):
                 continue
         finish(process, directory)
+        last = time.monotonic() - begin  # of a run that finds all that it needs
     finish(start(options, directory), directory)
     return content(directory), hit
 
