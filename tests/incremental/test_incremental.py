@@ -15,8 +15,8 @@ from torch.utils.data import TensorDataset
 
 from dfkd.errors import ConfigError, ModelError
 from dfkd.incremental import (
-    ClassIncrementalLearning,
     ClassifierTuning,
+    ClassIncrementalLearning,
     IncrementalRecipe,
     PairedDataModule,
     class_weights,
