@@ -45,19 +45,6 @@ def incremental_losses(
     }
 
 
-def logit_difference(logits: Tensor, old_logits: Tensor) -> Tensor:
-    """|W f + b - W f_old - b|^2, the mean over images and old classes (Smith et al. 2021).
-
-    Features f of the learning network that the old classifier W, b takes for the old network's f_old are kept; the
-    others are free.
-
-    Args:
-        logits: (B, old) of the old classifier on the learning network's features.
-        old_logits: (B, old) of the old network.
-    """
-    return (logits.float() - old_logits.float()).square().mean()
-
-
 def class_weights(labels: Tensor) -> Tensor:
     """n / (k n_y) for labels (n,) of k different classes, n_y of class y: each class counts the same, the mean is 1."""
     counts = labels.bincount()

@@ -6,21 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.incremental.losses import class_weights, incremental_losses, logit_difference, weighted_cross_entropy
+from dfkd.incremental.losses import class_weights, incremental_losses, weighted_cross_entropy
 from dfkd.incremental.recipe import IncrementalRecipe
 from dfkd.models.classifier import features_and_logits
-from dfkd.models.freezing import frozen, requiring_grad
+from dfkd.models.freezing import frozen
 from dfkd.training.augmentation import augment
 from dfkd.training.module import SeededTraining, TeacherStudentModule
 from dfkd.training.ranks import whole_batch_norm
 
 
 class ClassIncrementalLearning(TeacherStudentModule):
-    """Minimises CE(new images) + a_old D(old classes, new images) + a_dreams D(dreams), D being a distillation.
+    """Minimises CE(new images) + a_old KL(old classes, new images) + a_dreams KL(dreams), see `incremental_losses`.
 
-    With the losses `deepinversion` and `separate_heads` D is a KL divergence, see `incremental_losses`. With `balanced`
-    the cross-entropy is among the new classes, D is the `logit_difference`, and one more cross-entropy, among all
-    classes with `class_weights`, is of the classifier alone: the features that it sees have no gradient.
+    With the losses `balanced` these are of separate heads, and one more cross-entropy, of new images and dreams among
+    all classes with `class_weights`, is of the classifier alone: the features that it sees have no gradient. So the
+    backbone gains nothing by telling dreams from images.
 
     Batches are those of `PairedDataModule`. The network sees new images and dreams as one batch, so that its batch
     norms keep statistics of both.
@@ -58,32 +58,23 @@ class ClassIncrementalLearning(TeacherStudentModule):
             return {"total": loss, "new": loss}
         with torch.no_grad(), frozen(self.teacher):
             expected = self.teacher(together)
+        balanced = recipe.losses == "balanced"
         with whole_batch_norm(self.network, self.ranks):
-            if recipe.losses == "balanced":
-                terms = self._balanced(together, labels, weights, expected)
+            if balanced:
+                features, logits = features_and_logits(self.network, self._classifier, together)
             else:
                 logits = self.network(together)
-                terms = incremental_losses(
-                    logits[:count], labels[:, 0], expected[:count], logits[count:], expected[count:],
-                    recipe.temperature, recipe.losses == "separate_heads",
-                )  # fmt: skip
+        terms = incremental_losses(
+            logits[:count], labels[:, 0], expected[:count], logits[count:], expected[count:], recipe.temperature,
+            separate_heads=recipe.losses != "deepinversion",
+        )  # fmt: skip
+        if balanced:
+            among_all = self.network.get_submodule(self._classifier)(features.detach())
+            terms["classifier"] = weighted_cross_entropy(among_all, labels.T.flatten(), weights)
         factors = {"old": recipe.old_weight, "dreams": recipe.dream_weight if len(together) > count else 0.0}
         used = {name: term for name, term in terms.items() if factors.get(name, 1.0)}
         total = torch.stack([factors.get(name, 1.0) * term for name, term in used.items()]).sum()
         return {"total": total} | used
-
-    def _balanced(self, images: Tensor, labels: Tensor, weights: Tensor, expected: Tensor) -> dict[str, Tensor]:
-        features, logits = features_and_logits(self.network, self._classifier, images)
-        classifier, old = (network.get_submodule(self._classifier) for network in (self.network, self.teacher))
-        count, classes = len(labels), expected.shape[1]
-        with requiring_grad(False, old):
-            kept = old(features)
-        return {
-            "new": F.cross_entropy(logits[:count, classes:], labels[:, 0] - classes),
-            "classes": weighted_cross_entropy(classifier(features.detach()), labels.T.flatten(), weights),
-            "old": logit_difference(kept[:count], expected[:count]),
-            "dreams": logit_difference(kept[count:], expected[count:]),
-        }
 
 
 class ClassifierTuning(SeededTraining):

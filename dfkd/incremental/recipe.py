@@ -19,14 +19,14 @@ class IncrementalRecipe(OptimizerRecipe):
         steps: how often so many classes are learned, one step after the other.
         losses: `deepinversion`: cross-entropy and the dreams' distillation are over all classes (DI).
             `separate_heads`: each sees the old classes alone or the new ones alone (as in Learning without Forgetting,
-            Li and Hoiem 2016), so that none pushes one half down on images and the other on dreams. `balanced`: the
-            backbone learns the new classes among themselves and keeps the old ones' features, and the classifier alone
-            learns to tell old from new, all classes counting the same (Always Be Dreaming, Smith et al. 2021).
-        temperature: softmax temperature of the distillation terms, but for `balanced`, which compares logits.
-        dream_weight: weight of the distillation on dreams.
-        old_weight: weight of the distillation on the new images, over the old classes.
+            Li and Hoiem 2016), so that none pushes one half down on images and the other on dreams. `balanced`: so
+            does the backbone, and the classifier alone learns to tell old from new, all classes counting the same (as
+            in Always Be Dreaming, Smith et al. 2021).
+        temperature: softmax temperature of the two distillation terms.
+        dream_weight: weight of t^2 KL(old || new) on dreams.
+        old_weight: weight of t^2 KL(old || new) on the new images, over the old classes.
         classifier_share: share of the updates, the last, in which `balanced` trains the classifier alone on a frozen
-            backbone (R-DFCIL, Gao et al. 2022). 0: none.
+            backbone (R-DFCIL, Gao et al. 2022).
     """
 
     new_classes: int = 0
@@ -36,7 +36,7 @@ class IncrementalRecipe(OptimizerRecipe):
     temperature: float = 2.0
     dream_weight: float = 1.0
     old_weight: float = 1.0
-    classifier_share: float = 0.2
+    classifier_share: float = 0.0
 
     group = "incremental"
 
