@@ -151,7 +151,7 @@ def test_a_run_of_several_steps_tells_its_average_and_what_it_forgot(tmp_path):
     assert result["scores"]["learn"]["combined"] == last["combined"]
     average = (first + sum(row["learn"]["combined"] for row in result["scores_by_step"])) / 3
     assert result["scores"]["learn"]["average"] == pytest.approx(average, abs=1e-5)
-    assert "4 new classes in 2 steps beside 2 old ones" in shown.stderr
+    assert "4 new classes in 2 steps beside 2 old ones" in shown.stdout
     text = command(["report", "run"], tmp_path).stdout
     assert "| average | forgetting |" in text and f"| {100 * average:.1f} |" in text
 
