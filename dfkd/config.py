@@ -44,6 +44,8 @@ RENAMED = {
     "teacher=given": "teacher=pretrained",
     "verifier.extractor=judge": "verifier.extractor=verifier",
     "experiment=cifar10_resnet20": "experiment=image_folder_resnet20",
+    "incremental.separate_heads=true": "incremental.losses=separate_heads",
+    "incremental.separate_heads=false": "incremental.losses=deepinversion",
 }
 
 # Launchers and sweepers of Hydra's, by the extra that installs each.

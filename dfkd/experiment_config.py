@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dfkd import config
 from dfkd.errors import ConfigError, DataError, listing, require
+from dfkd.incremental import IncrementalRecipe
 from dfkd.models.input_spec import InputSpec
 from dfkd.models.probe import Network
 from dfkd.pruning.method import PruningMethod
@@ -66,7 +67,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         controls=controls,
         incremental=incremental,
         data=config.instantiate("data", cfg.data, spec),
-        new_data=_new_data(cfg, spec, incremental.new_classes),
+        new_data=_new_data(cfg, spec, incremental),
         verifier=_verifier(cfg, spec),
         options=config.typed(cfg.trainer),
         choices=_choices(),
@@ -149,15 +150,27 @@ def _verifier(cfg: DictConfig, spec: InputSpec) -> Verifier:
     )
 
 
-def _new_data(cfg: DictConfig, spec: InputSpec, classes: int) -> RealImages | None:
-    if not classes or cfg.task != "class_incremental":
-        return None
+def _new_data(cfg: DictConfig, spec: InputSpec, incremental: IncrementalRecipe) -> tuple[RealImages, ...]:
+    count, steps = incremental.new_classes, incremental.steps
+    if not count or cfg.task != "class_incremental":
+        return ()
+    nodes = [cfg.new_data]
+    if steps > 1:
+        only = config.plain(cfg.new_data).get("only")
+        allowed = f"a list of {steps * count} different classes, incremental.new_classes for each of incremental.steps"
+        listed = isinstance(only, list) and len(set(map(str, only))) == len(only) == steps * count
+        require(listed, "new_data.only", only, allowed)
+        nodes = [
+            OmegaConf.merge(cfg.new_data, {"only": only[first : first + count]})
+            for first in range(0, steps * count, count)
+        ]
     try:
-        return cast(RealImages | None, config.instantiate("new_data", cfg.new_data, replace(spec, num_classes=classes)))
+        images = [config.instantiate("new_data", node, replace(spec, num_classes=count)) for node in nodes]
     except DataError as error:
         raise DataError(
-            f"new_data: {error} (For new classes incremental.new_classes={classes} is what counts.)"
+            f"new_data: {error} (For new classes incremental.new_classes={count} is what counts.)"
         ) from error
+    return tuple(each for each in images if each is not None)
 
 
 def _choices() -> dict[str, str]:

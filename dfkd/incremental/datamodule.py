@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class PairedDataModule(SeededDataModule):
         stream: which batches.
     """
 
-    def __init__(self, new: Dataset, memory: Dataset | None, stream: Stream) -> None:
+    def __init__(self, new: Dataset[Any], memory: Dataset[Any] | None, stream: Stream) -> None:
         super().__init__(stream)
         self.sets = [new] if memory is None else [new, memory]
 
@@ -33,9 +34,10 @@ class PairedDataModule(SeededDataModule):
         return min(self.stream.batch_size, *(len(part) for part in self.sets))  # type: ignore[arg-type]
 
     def example(self) -> Tensor:
-        return self.sets[0][0][0]
+        image: Tensor = self.sets[0][0][0]
+        return image
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         seeds = self.stream.seed, derive_seed(self.stream.seed, "memory")
         batches = [
             SeededBatches(len(part), replace(self.stream, batch_size=self.batch_size, seed=seed), self.consumed)  # type: ignore[arg-type]
@@ -44,8 +46,8 @@ class PairedDataModule(SeededDataModule):
         return DataLoader(_SideBySide(self.sets), batch_sampler=_Zipped(batches), num_workers=self.stream.num_workers)
 
 
-class _SideBySide(Dataset):
-    def __init__(self, sets: list[Dataset]) -> None:
+class _SideBySide(Dataset[Any]):
+    def __init__(self, sets: list[Dataset[Any]]) -> None:
         self.sets = sets
 
     def __getitem__(self, places: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd.errors import ModelError
 from dfkd.models.freezing import frozen
@@ -60,6 +60,26 @@ def classifier_of(
             "classes' logits. Its last layer must be a torch.nn.Linear."
         )
     return list(found.items())[-1]
+
+
+def features_and_logits(model: nn.Module, classifier: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the layer `classifier` of `model` takes for `images` (B, C, H, W), (B, features), and what the model gives.
+
+    Raises:
+        ModelError: a forward does not come to that layer once, or its output is not what the model gives.
+    """
+    layer, seen = model.get_submodule(classifier), []
+    hook = layer.register_forward_hook(lambda _layer, inputs, output: seen.append((inputs[0], output)))
+    try:
+        logits = model(images)
+    finally:
+        hook.remove()
+    if len(seen) != 1 or seen[0][1] is not logits:
+        raise ModelError(
+            f"{type(model).__name__} must give what its layer {classifier} puts out, once and unchanged, so that its "
+            "features can be told from its classifier. Choose incremental.losses=separate_heads."
+        )
+    return seen[0][0], logits
 
 
 def forward_order(model: nn.Module, names: Iterable[str], image_shape: tuple[int, int, int]) -> list[str]:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from dfkd.errors import printable, require
 from dfkd.files import write_text
+from dfkd.reporting import class_incremental
 from dfkd.reporting.figures import save_figure
 from dfkd.reporting.page import page
 from dfkd.reporting.plots import SCORES, learning_plot, recovery_plot, time_plot
@@ -72,7 +73,8 @@ def summarise_incremental(runs: pd.DataFrame) -> pd.DataFrame:
     labels = ["experiment", "model", "inversion", "network"]
     rows = []
     for row, group in settings(runs, labels):
-        scores = {"old": "old classes", "new": "new classes", "combined": "all classes", "agreement": "agreement"}
+        scores = dict(zip(class_incremental.SCORES, class_incremental.COLUMNS[1:], strict=True))
+        scores |= {name: name for name in class_incremental.OF_STEPS if name in group}
         rows.append(row | {"seeds": len(group)} | {label: _spread(group[name]) for name, label in scores.items()})
     return pd.DataFrame(rows)
 

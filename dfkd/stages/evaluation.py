@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-from torch.utils.data import ConcatDataset, Dataset
+from torch import Tensor, nn
 
 from dfkd.evaluation.quality import compare_with_real, dream_quality
-from dfkd.evaluation.scores import accuracy, logits_of, score
+from dfkd.evaluation.scores import accuracy, logits_of, predict, score
 from dfkd.models.cost import multiply_adds, parameters
 from dfkd.models.input_spec import InputSpec
 from dfkd.pruning.sparsity import nonzero_weights, sparsity
@@ -17,7 +16,6 @@ from dfkd.quantization.layer import attached_bits
 from dfkd.real_data.class_order import doubt
 from dfkd.stages.dreams import all_dreams, held_out_set
 from dfkd.stages.networks import build, load
-from dfkd.stages.new_classes import Shifted
 from dfkd.stages.stage import Inputs, Notes, Recipe
 from dfkd.training.fit import Workplace
 
@@ -41,13 +39,14 @@ class Scoring(Recipe):
         spec: the teacher's input and classes.
         students: names of the inputs that are products of `student_network`.
         pruned: whether they are pruned copies of the teacher, so that what was cut out of them counts as zero.
-        new_classes: that the students know beside the teacher's.
+        tasks: numbers of the classes that were learned together, in order, where the students know more than the
+            teacher's; the first are the teacher's.
     """
 
     spec: InputSpec
     students: tuple[str, ...]
     pruned: bool = False
-    new_classes: int = 0
+    tasks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,15 +110,29 @@ def score_students(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Not
 
 
 def score_classes(recipe: Scoring, inputs: Inputs, workplace: Workplace) -> Notes:
-    """Accuracy of `teacher` and students on test images of `old`, of `new`, and of all classes, among all classes."""
-    spec = recipe.spec
-    old = inputs["old"].open() if "old" in inputs else None
-    new = Shifted(inputs["new"].open(), spec.num_classes)
-    tests: dict[str, Dataset[Any] | None] = {"old": old, "new": new, "combined": old and ConcatDataset([old, new])}
-    classes = spec.num_classes + recipe.new_classes
+    """Accuracy of `teacher` and students among all classes, on test `images` of old, of new, and of all classes.
+
+    `tasks` are the accuracies on the classes that were learned together, for each network a list. What needs images of
+    old classes is None where there are none.
+    """
+    options, spec = workplace.options, recipe.spec
+    device, images = options.torch_device(), inputs["images"].open()
     teacher, students = _networks(recipe, inputs)
-    held_out = held_out_set(inputs["dreams"])
-    return {"scores": score({"teacher": teacher, **students}, teacher, held_out, tests, classes, workplace.options)}
+    networks = {"teacher": teacher, **students}
+    scores = score(networks, teacher, held_out_set(inputs["dreams"]), {}, spec.num_classes, options)
+    tasks: dict[str, list[float | None]] = {}
+    for name, network in networks.items():
+        predictions, labels = predict(network, images, device, options.num_workers)
+
+        def right(first: int, last: int, said: Tensor = predictions, labels: Tensor = labels) -> float | None:
+            here = (first <= labels) & (labels < last)
+            return accuracy(said[here], labels[here], sum(recipe.tasks)) if here.any() else None
+
+        ends = list(itertools.accumulate(recipe.tasks))
+        tasks[name] = [right(end - count, end) for end, count in zip(ends, recipe.tasks, strict=True)]
+        old, new = tasks[name][0], right(ends[0], ends[-1])
+        scores[name] |= {"old": old, "new": new, "combined": None if old is None else right(0, ends[-1])}
+    return {"scores": scores, "tasks": tasks}
 
 
 def _networks(recipe: Scoring, inputs: Inputs) -> tuple[nn.Module, dict[str, nn.Module]]:

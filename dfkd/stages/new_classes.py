@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
 
-from dfkd.dreams import DreamDataModule
-from dfkd.incremental import ClassIncrementalLearning, IncrementalRecipe, PairedDataModule
-from dfkd.models.classifier import extend_classifier
-from dfkd.models.freezing import learning
+from dfkd.incremental import ClassifierTuning, ClassIncrementalLearning, IncrementalRecipe, PairedDataModule
+from dfkd.models.classifier import classifier_of, extend_classifier
+from dfkd.models.freezing import learning, requiring_grad
 from dfkd.models.input_spec import InputSpec
 from dfkd.models.probe import Network
 from dfkd.seeding import derive_seed
@@ -28,7 +27,7 @@ class NewClasses(Recipe):
     """How new classes are learned.
 
     Attributes:
-        incremental: the losses and their optimisation.
+        incremental: the losses and their optimisation; one step.
         spec: the teacher's input and its (old) classes.
     """
 
@@ -57,32 +56,37 @@ def learn_new_classes(recipe: NewClasses, inputs: Inputs, workplace: Workplace) 
     """
     settings, spec = recipe.incremental, recipe.spec
     old, network = load(inputs["network"], inputs["teacher"]), load(inputs["network"], inputs["teacher"])
+    classifier, _ = classifier_of(old, spec.num_classes, spec.image_shape)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(recipe.seed, "new classes"))
         extend_classifier(network, spec.num_classes, settings.new_classes, spec.image_shape)
-    stream = Stream(settings.batch_size, settings.updates, recipe.seed, workplace.options.num_workers)
-    memory: Dataset[Any] | None = None
-    if "dreams" in inputs:
-        memory = DreamDataModule(all_dreams(inputs["dreams"]), stream).training_set()
-    elif "old" in inputs:
-        memory = inputs["old"].open()
-    data = PairedDataModule(Shifted(inputs["new"].open(), spec.num_classes), memory, stream)
-    module = ClassIncrementalLearning(network, old, settings, recipe.seed, memory_is_real="old" in inputs)
+    module = ClassIncrementalLearning(network, old, settings, recipe.seed, classifier, memory_is_real="old" in inputs)
     with learning(network):
-        history = fit(module, data, workplace)
+        history = fit(module, paired_data(recipe, inputs, workplace), workplace)
     save(network, workplace.directory)
     return {"history": history}
 
 
-class Shifted(Dataset[Any]):
-    """New classes, numbered behind the old ones."""
+def tune_classifier(recipe: NewClasses, inputs: Inputs, workplace: Workplace) -> Notes:
+    """Train the classifier of a copy of `backbone`, an `extended` network, on the images it learned from."""
+    settings, spec = recipe.incremental, recipe.spec
+    network = load(inputs["extended"], inputs["backbone"])
+    name, classifier = classifier_of(network, spec.num_classes + settings.new_classes, spec.image_shape)
+    module = ClassifierTuning(network, settings, recipe.seed, name)
+    with requiring_grad(False, network), requiring_grad(True, classifier):
+        history = fit(module, paired_data(recipe, inputs, workplace), workplace)
+    save(network, workplace.directory)
+    return {"history": history}
 
-    def __init__(self, images: Dataset[Any], by: int) -> None:
-        self.images, self.by = images, by
 
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[index]
-        return image, int(label) + self.by
+def paired_data(recipe: NewClasses, inputs: Inputs, workplace: Workplace) -> PairedDataModule:
+    """The images of `new` classes beside `dreams`, under what their network sees in them, or beside images of `old`."""
+    settings = recipe.incremental
+    stream = Stream(settings.batch_size, settings.updates, recipe.seed, workplace.options.num_workers)
+    memory: Dataset[Any] | None = None
+    if "dreams" in inputs:
+        dreams = all_dreams(inputs["dreams"]).training
+        memory = TensorDataset(dreams.images, dreams.predictions)
+    elif "old" in inputs:
+        memory = inputs["old"].open()
+    return PairedDataModule(inputs["new"].open(), memory, stream)

@@ -84,7 +84,7 @@ class Experiment:
         controls: which of the task's controls to train beside the student.
         incremental: in class-incremental learning, how the new classes are learned.
         data: the real images, or None.
-        new_data: in class-incremental learning, the real images of the new classes.
+        new_data: in class-incremental learning, the real images of the new classes, step by step.
         verifier: who looks at the dreams, beside the teacher.
         options: where and how precisely to compute.
         choices: names of the configuration's choices by group, for tables.
@@ -106,17 +106,16 @@ class Experiment:
     controls: tuple[str, ...] = ()
     incremental: IncrementalRecipe = field(default_factory=IncrementalRecipe)
     data: RealImages | None = None
-    new_data: RealImages | None = None
+    new_data: tuple[RealImages, ...] = ()
     verifier: Verifier = field(default_factory=Verifier)
     options: TrainerOptions = field(default_factory=TrainerOptions)
     choices: dict[str, str] = field(default_factory=dict)
 
-    def images(self, purpose: Purpose, new: bool = False) -> Images:
-        """The real images, or those of the new classes, for a purpose (`ConfigError` where there are none)."""
-        data, option = (self.new_data, "new_data") if new else (self.data, "data")
-        if data is None:
-            raise ConfigError(f"{option}=none: {purpose} needs real images. Choose a data group.")
-        return Images(data, purpose, self.spec)
+    def images(self, purpose: Purpose) -> Images:
+        """The real images for a purpose (`ConfigError` where there are none)."""
+        if self.data is None:
+            raise ConfigError(f"data=none: {purpose} needs real images. Choose a data group.")
+        return Images(self.data, purpose, self.spec)
 
     @property
     def num_images(self) -> int:

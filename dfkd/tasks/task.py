@@ -14,7 +14,7 @@ from dfkd.models.probe import Network
 from dfkd.reporting.record import Record
 from dfkd.stages import Runner, Stage
 from dfkd.stages.dreams import all_dreams
-from dfkd.stages.images import Images
+from dfkd.stages.images import Images, ImagesInARow
 from dfkd.stages.learning import streamed_dreams
 from dfkd.stages.networks import load
 from dfkd.store import Product, product_key
@@ -80,8 +80,8 @@ def check_images(plan: Plan, last: str) -> None:
     """Find out now whether all real images that the parts up to `last` will open can be used (`DataError`)."""
     for stage in stages_up_to(plan, last):
         for source in stage.inputs.values():
-            if isinstance(source, Images):
-                source.data.check(source.purpose)
+            if isinstance(source, Images | ImagesInARow):
+                source.check()
 
 
 def record(task: Task, experiment: Experiment, plan: Plan, runner: Runner, settings: dict[str, str]) -> Record:
@@ -89,7 +89,7 @@ def record(task: Task, experiment: Experiment, plan: Plan, runner: Runner, setti
     e, products = experiment, runner.products
     learned = plan[task.learning][-1]
     network = cast(Network, plan["evaluate"][0].inputs["student_network"])
-    opened = [purpose for data in (e.data, e.new_data) if data is not None for purpose in data.opened]
+    opened = [purpose for data in (e.data, *e.new_data) if data is not None for purpose in data.opened]
     return Record(
         experiment=e.name,
         task=task.name,
@@ -110,7 +110,7 @@ def record(task: Task, experiment: Experiment, plan: Plan, runner: Runner, setti
         student=load(network, products[learned.name]),
         data={
             "name": None if e.data is None else e.data.name,
-            "new": None if e.new_data is None else e.new_data.name,
+            "new": ", then ".join(images.name for images in e.new_data) or None,
             "opened_for": list(dict.fromkeys(opened)),
         },
         device=e.options.torch_device(),

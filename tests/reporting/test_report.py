@@ -152,6 +152,22 @@ def test_class_incremental_runs_have_a_table_of_their_own(tmp_path):
     assert "2 finished runs" in text and len(pd.read_csv(tmp_path / "report" / "class_incremental.csv")) == 6
 
 
+def test_a_run_of_several_steps_tells_its_average_and_what_it_forgot(tmp_path):
+    options = [option for option in DREAMS if not option.startswith("experiment")]
+    steps = ["data.only=[0,1]", "new_data.only=[2,3,4,5]", "incremental.new_classes=2", "incremental.steps=2"]
+    tiny = ["experiment=incremental_digits", *options, *steps, "input.num_classes=2", "incremental.updates=2"]
+    shown = command([*tiny, "controls=[fine_tuning]", "run_dir=run"], tmp_path)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    first, *_, last = [result["scores"]["teacher"]["old"], *(row["learn"] for row in result["scores_by_step"])]
+    assert len(result["scores_by_step"]) == 2 and len(last["tasks"]) == 3
+    assert result["scores"]["learn"]["combined"] == last["combined"]
+    average = (first + sum(row["learn"]["combined"] for row in result["scores_by_step"])) / 3
+    assert result["scores"]["learn"]["average"] == pytest.approx(average, abs=1e-5)
+    assert "4 new classes in 2 steps beside 2 old ones" in shown.stdout
+    text = command(["report", "run"], tmp_path).stdout
+    assert "| average | forgetting |" in text and f"| {100 * average:.1f} |" in text
+
+
 def test_runs_that_differ_in_their_normalisation_are_not_seeds_of_one_setting(tmp_path):
     for seed, std in (("0", "[0.376]"), ("1", "[0.5]")):
         command([*TINY, "controls=[]", f"seed={seed}", f"input.std={std}", f"run_dir=runs/{seed}"], tmp_path)

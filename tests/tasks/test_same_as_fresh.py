@@ -34,7 +34,7 @@ VARIED = {
     "transfer": BOTH | LEARNED,
     "class_incremental": BOTH | {
         "controls": ("[]", "[fine_tuning]", "[joint]"),
-        "incremental.separate_heads": ("true", "false"),
+        "incremental.losses": ("balanced", "separate_heads", "deepinversion"),
         "incremental.dream_weight": ("0", "1"),
     },
 }  # fmt: skip

@@ -111,16 +111,18 @@ def test_two_ranks_train_the_teacher_that_one_trains(dreams, tmp_path):
     assert_same(ends[1], ends[2])
 
 
-def test_two_ranks_learn_the_new_classes_that_one_learns(teacher, dreams, tmp_path):
+@pytest.mark.parametrize("losses", ["balanced", "deepinversion"])
+def test_two_ranks_learn_the_new_classes_that_one_learns(teacher, dreams, losses, tmp_path):
     ends = {}
     for ranks in (1, 2):
         torch.manual_seed(0)
         network = copy.deepcopy(teacher)
         extend_classifier(network, 10, 2, (1, 8, 8))
         new = TensorDataset(torch.randn(32, 1, 8, 8), 10 + torch.arange(32) % 2)
-        recipe = IncrementalRecipe(updates=UPDATES, batch_size=8, crop_padding=1, new_classes=2)
+        recipe = IncrementalRecipe(updates=UPDATES, batch_size=8, crop_padding=1, new_classes=2, losses=losses)
         data = PairedDataModule(new, TensorDataset(dreams.images, dreams.labels), Stream(8, UPDATES))
-        history = fit(ClassIncrementalLearning(network, teacher, recipe), data, workplace(tmp_path / str(ranks), ranks))
+        module = ClassIncrementalLearning(network, teacher, recipe, classifier="linear")
+        history = fit(module, data, workplace(tmp_path / str(ranks), ranks))
         ends[ranks] = network.state_dict(), history
     assert_same(ends[1], ends[2])
 
