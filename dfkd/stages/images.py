@@ -73,7 +73,7 @@ class ImagesInARow:
 class Shifted(Dataset[Any]):
     """Images whose classes are numbered behind `by` others."""
 
-    def __init__(self, images: Dataset, by: int) -> None:
+    def __init__(self, images: Dataset[Any], by: int) -> None:
         self.images, self.by = images, by
 
     def __len__(self) -> int:
