@@ -106,12 +106,24 @@ def measured(run: Path) -> dict:
     return {"model": type(teacher).__name__, "amount": e.pruning.amount, "seed": e.seed, "students": found}
 
 
+def table(rows: list[dict]) -> str:
+    """Accuracies in percent, a row for each pruned network."""
+    names = list(rows[0]["students"])
+    lines = [["pruned by", *names[1:]], ["---"] * len(names)]
+    for row in rows:
+        cells = [f"{100 * row['students'][name]['accuracy']:.1f}" for name in names]
+        lines.append([f"{100 * row['amount']:.0f} %: {cells[0]}", *cells[1:]])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def main() -> None:
     """Measure the pruned students of some runs and write them down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     config.register()
-    write_json(OUT, {"rows": [measured(run) for run in parser.parse_args().runs]})
+    rows = [measured(run) for run in parser.parse_args().runs]
+    write_json(OUT, {"rows": rows})
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from conftest import TINY, command, without_training
 from nbclient import NotebookClient
 
@@ -35,6 +36,7 @@ def test_the_notebook_shows_the_table_of_a_sweep(sweep, monkeypatch):
     assert pictures == 4
 
 
+@pytest.mark.slow
 def test_without_data_it_shows_agreement(sweep, tmp_path, monkeypatch):
     weights = next(sweep.glob("artifacts/teacher/*/weights.safetensors"))
     command(

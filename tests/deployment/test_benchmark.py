@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import TINY, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,6 +26,7 @@ def test_a_run_is_measured_in_float_and_in_int8(finished):
     assert result["machine"] in printed.replace("\n", " ") and "Faster than the teacher" in printed
 
 
+@pytest.mark.slow
 def test_a_run_measures_at_its_end_and_the_report_has_it(finished, tmp_path):
     store = f"store={finished / 'artifacts'}"
     command(
