@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["dfkd.app", "torchmetrics.functional", "matplotlib.backends.backend_agg"])
@@ -116,7 +116,7 @@ def disturbed(
         process.join(wait)
         if process.exitcode is None:
             hit[stages_in_hand(directory) or "between stages"] += 1
-            os.killpg(process.pid, number)
+            send(process, number)
             process.join()
             if process.exitcode in (-number, 128 + number):
                 continue
@@ -124,6 +124,14 @@ def disturbed(
         last = time.monotonic() - begin  # of a run that finds all that it needs
     finish(start(options, directory), directory)
     return content(directory), hit
+
+
+def send(process: BaseProcess, number: signal.Signals) -> None:
+    """Send a signal to a run's process group; right after its start it has none yet."""
+    try:
+        os.killpg(cast(int, process.pid), number)
+    except ProcessLookupError:
+        os.kill(cast(int, process.pid), number)
 
 
 def stages_in_hand(directory: Path) -> str:

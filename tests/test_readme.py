@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import first_aid
 import pytest
 from criterion import correlations
 from hydra import compose, initialize_config_module
@@ -185,6 +186,10 @@ def test_recovery_against_time_is_that_of_the_recorded_points():
     ):
         row = [name, iterations, tests[setting, iterations, "75%"], tests[setting, iterations, "90%"]]
         assert f"| {' | '.join(row)} |" in TEXT
+
+
+def test_first_aid_is_that_of_the_recorded_students():
+    assert first_aid.table(json.loads((ROOT / "benchmarks" / "first_aid.json").read_text())["rows"]) in TEXT
 
 
 def test_the_benchmark_pages_are_those_of_the_recorded_results():
