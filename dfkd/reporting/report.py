@@ -131,7 +131,8 @@ def write_report(
     Args:
         directories: with runs, at any depth.
         out: where to write.
-        columns: of the students' table in Markdown; all where there are none. The CSV files have all of them.
+        columns: of the students' table in Markdown, or of the new classes' where there are no students; all where there
+            are none. The CSV files have all of them.
         dream_columns: of the dreams' table.
 
     Returns:
@@ -159,8 +160,10 @@ def write_report(
             save_figure(curves, out / "learning_curves.png")
     if len(incremental):
         over_seeds["New classes"] = summarise_incremental(incremental)
-        text += f"\n{markdown(over_seeds['New classes'])}"
+        shown = () if len(runs) else columns
+        text += f"\n{markdown(chosen(over_seeds['New classes'], shown, '--columns'))}"
         _write_csv(out / "class_incremental.csv", incremental)
+        _write_csv(out / "class_incremental_means.csv", over_seeds["New classes"])
     if len(dreams):
         text += (
             "\nTheir dreams. What follows `real` looked at real test images, what ends in `AUC` (`dfkd audit`) at "
@@ -187,7 +190,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="dfkd report", description="Tables, plots and a page of many runs.")
     parser.add_argument("directories", nargs="+", metavar="DIR", help="folders with runs, searched at any depth")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
-    for flag, table in (("--columns", "the students' table"), ("--dream-columns", "the dreams' table")):
+    for flag, table in (("--columns", "the students' table, or else the new classes'"), ("--dream-columns", "the dreams' table")):
         meaning = f"of {table}, with commas between (default: all)"
         parser.add_argument(flag, type=lambda names: names.split(","), default=[], metavar="NAMES", help=meaning)
     parsed = parser.parse_args(arguments)
