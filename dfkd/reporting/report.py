@@ -190,7 +190,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="dfkd report", description="Tables, plots and a page of many runs.")
     parser.add_argument("directories", nargs="+", metavar="DIR", help="folders with runs, searched at any depth")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder to write to (default: report)")
-    for flag, table in (("--columns", "the students' table, or else the new classes'"), ("--dream-columns", "the dreams' table")):
+    tables = {"--columns": "the students' table, or else the new classes'", "--dream-columns": "the dreams' table"}
+    for flag, table in tables.items():
         meaning = f"of {table}, with commas between (default: all)"
         parser.add_argument(flag, type=lambda names: names.split(","), default=[], metavar="NAMES", help=meaning)
     parsed = parser.parse_args(arguments)
