@@ -91,7 +91,7 @@ def _mount(arguments: list[str]) -> None:
         pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
 
 
-LARGE = ("resnet34", "resnet50", "wide_resnet50_2")
+LARGE = ("resnet34", "resnet50", "wide_resnet50_2", "vgg19_bn", "efficientnet_b0")
 
 
 def large_ones_are_slow(names):

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import command
+from conftest import command, large_ones_are_slow
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -147,7 +147,7 @@ def test_layers_can_stay_in_float_and_the_costly_ones_are_found(tmp_path):
         quantize_onnx(source, tmp_path / "int8.onnx", images[:0])
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0", "mobilenet_v2"])
+@pytest.mark.parametrize("name", large_ones_are_slow(["mobilenet_v3_small", "efficientnet_b0", "mobilenet_v2"]))
 def test_networks_with_depthwise_convolutions_and_their_activations_run_in_int8(name, tmp_path):
     torch.manual_seed(0)
     network = torchvision_model(name, num_classes=7, in_channels=3, small_image_stem=False).eval()
