@@ -17,7 +17,7 @@ bench: .venv/installed  ## speed and memory of an inversion step, and what dream
 	$(BIN)/python -W ignore benchmarks/inversion_step.py
 	$(BIN)/python -W ignore benchmarks/restored_by_dreams.py
 
-chaos: .venv/installed  ## twenty kills at random moments of whole runs, which end as undisturbed ones; half an hour
+chaos: .venv/installed  ## twenty kills at random moments of whole runs, which end as undisturbed ones; a quarter of an hour
 	$(BIN)/python benchmarks/chaos.py
 
 docs: .venv/installed  ## the site, into site/; it opens from the folder
