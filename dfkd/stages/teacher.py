@@ -47,7 +47,6 @@ def train(recipe: Trained, inputs: Inputs, workplace: Workplace) -> Notes:
     teacher = build(inputs["network"], derive_seed(recipe.seed, "teacher"))
     if "start" in inputs:
         inputs["start"].start(teacher, recipe.spec.num_classes)
-    training.require_takes(teacher, recipe.spec.image_shape)
     stream = Stream(training.batch_size, training.updates, recipe.seed, workplace.options.num_workers)
     data = RealDataModule(inputs["images"].open(), stream)
     averaging = [Average(training.weight_averaging)] if training.weight_averaging else []

@@ -143,6 +143,8 @@ class Experiment:
             )
         elif self.teacher.start is not None:
             self.teacher.start.start(model, self.spec.num_classes)
+        if self.teacher.weights is None:
+            self.teacher.training.require_takes(model, self.spec.image_shape)
         if self.verifier.weights is not None and self.verifier.network is not None:
             verifier = self.verifier.network.build()
             self.verifier.weights.load(verifier)

@@ -51,14 +51,16 @@ class TeacherRecipe(OptimizerRecipe):
 
     def side(self, whole: int, update: int) -> int:
         """Pixels of the side of images at an update, of a `whole` one."""
-        if self.progressive_size is None:
+        grown = update / (GROWN * self.updates)
+        if self.progressive_size is None or grown >= 1:
             return whole
-        grown = min(1.0, update / (GROWN * self.updates))
         share = self.progressive_size + (1 - self.progressive_size) * grown
         return min(whole, SIDE_STEP * round(share * whole / SIDE_STEP) or SIDE_STEP)
 
     def require_takes(self, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
         """Raise `ConfigError` unless `network` takes the smallest images (C, H, W) of the training."""
+        if self.progressive_size is None:
+            return
         channels, *sides = image_shape
         smallest = [self.side(whole, 0) for whole in sides]
         try:

@@ -261,19 +261,15 @@ def test_launched_ranks_are_as_good_as_spawned_ones(launcher, tmp_path):
 @pytest.mark.slow
 def test_launched_ranks_share_the_dreams_that_one_makes(tmp_path):
     dreaming = ["stage=dream", "inversion.num_images=32", "inversion.batch_size=16", "inversion.num_held_out=8"]
-    banks = []
-    for folder, ranks in (("one", 1), ("two", 2)):
-        directory = tmp_path / folder
-        directory.mkdir()
-        if ranks == 1:
-            options = [*SMALLEST, *LEARNING, *dreaming, "run_dir=run"]
-            running.run(options, directory, {"OMP_NUM_THREADS": "1"}, 300).check_returncode()
-        else:
-            shutil.copytree(tmp_path / "one/artifacts/teacher", directory / "artifacts/teacher")
-            first, second = launched("torchrun", directory, "trainer.num_nodes=2", *dreaming)
-            assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-            assert not second.stdout
-        banks.append({path.name: path.read_bytes() for path in directory.glob("artifacts/dreams/*/batch_*")})
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    alone = [*SMALLEST, *LEARNING, *dreaming, "run_dir=run"]
+    running.run(alone, one, {"OMP_NUM_THREADS": "1"}, 300).check_returncode()
+    shutil.copytree(one / "artifacts/teacher", two / "artifacts/teacher")
+    first, second = launched("torchrun", two, "trainer.num_nodes=2", *dreaming)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert not second.stdout
+    banks = [{path.name: path.read_bytes() for path in each.glob("artifacts/dreams/*/batch_*")} for each in (one, two)]
     assert len(banks[0]) == 3  # odd for two ranks
     assert banks[0] == banks[1]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, command
+from experiments import experiment
 from torch import nn
 
 from dfkd.dreams import DreamDataModule, Dreams
 from dfkd.errors import ConfigError
+from dfkd.models import InputSpec, torchvision_model
+from dfkd.models.probe import Network
 from dfkd.training.averaging import Average
 from dfkd.training.data import Stream
 from dfkd.training.fit import TrainerOptions, Workplace, fit
@@ -51,6 +56,11 @@ def test_images_grow_to_their_whole_size_over_three_quarters_of_the_updates(tmp_
     assert set(network.seen[12:]) == {(16, 24)}
     assert {side % 4 for side in (*heights, *widths)} == {0}
     assert network.seen[6] == (12, 16)  # half of the way, in steps of four pixels
+
+
+def test_sides_that_are_no_multiple_of_the_steps_become_whole_too():
+    recipe = TeacherRecipe(updates=16, progressive_size=0.5)
+    assert [recipe.side(29, update) for update in (0, 11, 12, 15)] == [16, 28, 29, 29]
 
 
 def test_without_a_progressive_size_images_are_whole(tmp_path):
@@ -101,6 +111,14 @@ def test_a_network_that_does_not_take_small_images_is_told_apart_from_one_that_d
     recipe.require_takes(Halving(), (1, 32, 32))
     with pytest.raises(ConfigError, match=r"progressive_size must be larger .* got 0\.5: .* 8 x 12 pixels"):
         recipe.require_takes(Halving(), (1, 16, 24))
+
+
+def test_a_run_refuses_it_before_the_work():
+    spec = InputSpec((1, 32, 32), 10, (0.3,), (0.3,))
+    build = partial(torchvision_model, "vgg11_bn", num_classes=10, in_channels=1, small_image_stem=True)
+    made = experiment("teacher.training.progressive_size=0.25")
+    with pytest.raises(ConfigError, match=r"progressive_size must be larger .* got 0\.25: .* 8 x 8 pixels"):
+        replace(made, spec=spec, network=Network(build, spec.image_shape)).check()
 
 
 def test_a_run_trains_its_teacher_so(tmp_path):
