@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,18 +152,14 @@ def _features_and_logits(network: nn.Module, images: Tensor, spec: InputSpec) ->
     return torch.cat(seen).cpu() if seen else None, torch.cat(logits).cpu()
 
 
-@torch.no_grad()
 def features_of(network: nn.Module, images: Tensor, spec: InputSpec) -> Tensor:
     """The penultimate features (N, D) of normalised images, on the CPU; `spec.num_classes` are the network's outputs.
 
     Raises:
         ModelError: the network's classifier is no linear layer.
     """
-    device = next(network.parameters()).device
-    with frozen(network), _penultimate(network, spec) as seen:
-        for part in images.split(BATCH):
-            network(part.to(device).float())
-    return torch.cat(seen).cpu()
+    classifier_of(network, spec.num_classes, spec.image_shape)  # refuses a network that has none
+    return cast(Tensor, _features_and_logits(network, images, spec)[0])
 
 
 def _mean_distance(features: Tensor) -> float:

@@ -63,7 +63,7 @@ def read_runs(directories: Sequence[str | Path]) -> Runs:
                 result = json.loads((run / RESULT).read_text(encoding="utf-8"))
                 setting = _setting(run, result)
                 row = {name: value for name, value in setting.items() if not name.startswith(OF_VERIFIERS)}
-                dream = _dreams(setting, result) | audited(run)
+                dream = _dreams(setting, result) | _audited(run)
                 if result.get("task") == "class_incremental":
                     incremental += [row | {"network": name, **scores} for name, scores in result["scores"].items()]
                 else:
@@ -141,7 +141,7 @@ def _dreams(setting: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def audited(run: Path) -> dict[str, Any]:
+def _audited(run: Path) -> dict[str, Any]:
     """How well `dfkd audit` told training images from test images by the dreams, where it was asked."""
     if not (run / AUDIT).exists():
         return {}
