@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dfkd.reporting.curves import CURVES
 from dfkd.reporting.settings import LABELS, OPTION, named_settings
 
 AMOUNT = "pruning.amount"
@@ -94,9 +95,9 @@ def learning_plot(runs: Iterable[Path]) -> Figure | None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for run in runs:
-        if not (run / "metrics.csv").exists():
+        if not (run / CURVES).exists():
             continue
-        metrics = pd.read_csv(run / "metrics.csv")
+        metrics = pd.read_csv(run / CURVES)
         checks = metrics[metrics["metric"] == "held_out_agreement"]
         for stage, curve in checks.groupby("stage", sort=False):
             style = "-" if str(stage).startswith(("recover", "transfer")) else ":"

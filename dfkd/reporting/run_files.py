@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dfkd.files import write_json, write_text
+from dfkd.files import write_json
 from dfkd.models.student_file import save_student
 from dfkd.pruning.sparsity import layer_sparsity
+from dfkd.reporting.curves import write_csv, write_curves
 from dfkd.reporting.figures import dream_grid, dreams_over_time, recovery_bars, save_figure
 from dfkd.reporting.record import Record
 from dfkd.reporting.result import build_result, view
 from dfkd.reporting.run_directory import PICTURE, RESULT, SO_FAR, STREAM_PICTURE
-from dfkd.stages.stage import histories
-from dfkd.training.metrics import NOT_A_METRIC, Metrics, step_of
+from dfkd.training.metrics import Metrics
 
 STUDENT = "student.safetensors"
 PACKED_STUDENT = "student.packed.safetensors.gz"
@@ -32,7 +30,7 @@ def write_run(record: Record, directory: Path) -> dict[str, Any]:
     save_student(directory / PACKED_STUDENT, record.student, packed=True)
     sizes = {"dense": (directory / STUDENT).stat().st_size, "packed": (directory / PACKED_STUDENT).stat().st_size}
     result = build_result(record, sizes)
-    _write_csv(
+    write_csv(
         directory / "sparsity.csv",
         ["layer", "shape", "weights", "zeros", "sparsity"],
         [
@@ -40,7 +38,7 @@ def write_run(record: Record, directory: Path) -> dict[str, Any]:
             for layer in layer_sparsity(record.student)
         ],
     )
-    _write_csv(directory / "metrics.csv", ["stage", "batch", "step", "metric", "value"], _metrics(record))
+    write_curves(record.products, directory)
     save_figure(dream_grid(record.dreams, record.spec), directory / PICTURE)
     if record.streamed:
         save_figure(dreams_over_time(record.streamed, record.spec), directory / STREAM_PICTURE)
@@ -62,21 +60,3 @@ def log_run(result: dict[str, Any], directory: Path, metrics: Metrics) -> None:
 def log_numbers(numbers: Mapping[str, float], metrics: Metrics) -> None:
     """Send numbers that runs are compared by."""
     metrics.summary({f"result/{name}": value for name, value in numbers.items()})
-
-
-def _metrics(record: Record) -> Iterable[list[Any]]:
-    for stage, product in record.products.items():
-        for name, history in histories(stage, product).items():
-            for row in history:
-                step = row.get("iteration", step_of(row))  # of a batch of dreams; its number stands beside it
-                for metric, value in row.items():
-                    if metric not in NOT_A_METRIC:
-                        yield [name, row.get("batch", ""), step, metric, value]
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

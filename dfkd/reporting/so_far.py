@@ -9,6 +9,7 @@ from typing import Any
 
 from dfkd.files import write_json
 from dfkd.models.input_spec import InputSpec
+from dfkd.reporting.curves import write_curves
 from dfkd.reporting.doubts import doubts_of_dreams
 from dfkd.reporting.figures import dream_grid, save_figure
 from dfkd.reporting.percent import percent
@@ -38,7 +39,7 @@ def so_far(products: Mapping[str, Product], parts: Mapping[str, Sequence[str]]) 
 def tell(
     part: str, products: Mapping[str, Product], parts: Mapping[str, Sequence[str]], spec: InputSpec, directory: Path
 ) -> None:
-    """Write what is known after a part into `directory`, `dreams.png` too, and say in the log what it adds."""
+    """Write what is known after a part into `directory`, with curves and `dreams.png`, and log what it adds."""
     known = so_far(products, parts)
     if part == "teacher" and "teacher" in known:
         log.info("The teacher is right on %s of the test images.", percent(known["teacher"]["accuracy"]))
@@ -51,6 +52,7 @@ def tell(
         )  # fmt: skip
         _warn(doubts_of_dreams(dreams))
         save_figure(dream_grid(all_dreams(products["dream"]), spec), directory / PICTURE)
+    write_curves(products, directory)
     write_json(directory / SO_FAR, {"after": part, **known})
 
 

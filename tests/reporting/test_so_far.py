@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 from conftest import TINY, command, result_of
 
 
@@ -20,6 +21,8 @@ def test_a_run_that_stops_early_leaves_what_it_knows(tmp_path):
     assert known["after"] == "teacher" and set(known) == {"after", "teacher", "warnings", "timing"}
     assert f"right on {100 * known['teacher']['accuracy']:.1f} % of the test images" in first
     assert not (tmp_path / "run" / "dreams.png").exists()
+    curve = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert set(curve["stage"]) == {"teacher"} and set(curve["metric"]) == {"total", "accuracy"}
 
     command([*TINY, "stage=dream", "run_dir=run"], tmp_path)
     known = json.loads((tmp_path / "run" / "so_far.json").read_text())
