@@ -188,6 +188,15 @@ def test_recovery_against_time_is_that_of_the_recorded_points():
         assert f"| {' | '.join(row)} |" in TEXT
 
 
+def test_what_features_of_new_classes_allow_is_that_of_the_recorded_networks():
+    [row] = json.loads((ROOT / "benchmarks" / "new_class_features.json").read_text())["rows"]
+    text = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    allowed = {name: f"{100 * found['of all images']:.1f}" for name, found in row["networks"].items()}
+    without = allowed["learning_without_forgetting"]
+    assert f"after {row['updates']:,} updates, is right on {allowed['learn']} % of the test images" in text
+    assert f"of `balanced`, on {without} with those" in text and f"and on {allowed['joint']} with those" in text
+
+
 def test_first_aid_is_that_of_the_recorded_students():
     assert first_aid.table(json.loads((ROOT / "benchmarks" / "first_aid.json").read_text())["rows"]) in TEXT
 

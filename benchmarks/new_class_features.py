@@ -1,0 +1,89 @@
+"""What the features of a network that learned new classes would allow: its accuracy with the best linear classifier.
+
+    python benchmarks/new_class_features.py RUN [RUN ...]
+
+Of every finished run of `task=class_incremental` in one step it takes the networks, keeps their features, and fits a
+classifier anew on the real training images of *all* classes, old ones too: logistic regression on standardised
+features, with a ridge of 1e-4. No learning without the old images could end above that by a better classifier alone.
+Accuracy is of the run's test images; it is written to `benchmarks/new_class_features.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd import config
+from dfkd.deployment.finished import finished_run
+from dfkd.errors import ConfigError
+from dfkd.evaluation.scores import accuracy, answers
+from dfkd.files import write_json
+from dfkd.models.classifier import classifier_of, features_and_logits
+from dfkd.real_data import Purpose
+from dfkd.reporting.run_directory import product_of
+from dfkd.stages.networks import load
+from dfkd.tasks.class_incremental import Step
+
+OUT = Path(__file__).with_suffix(".json")
+NETWORKS = ("learning_without_forgetting", "learn", "joint")
+RIDGE, STEPS = 1e-4, 100
+
+
+def fitted(features: Tensor, labels: Tensor, classes: int) -> nn.Linear:
+    """The linear classifier of least cross-entropy on features (N, D), with a ridge on its weights."""
+    layer = nn.Linear(features.shape[1], classes)
+    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(layer(features), labels) + RIDGE * layer.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return layer
+
+
+def measured(run: Path) -> dict:
+    """Accuracy of a run's networks, and of their features with a classifier that knows all images."""
+    e = finished_run(run)
+    if not e.incremental.new_classes or e.incremental.steps > 1:
+        raise ConfigError(f"RUN must have learned new classes in one step (task=class_incremental), got {run}.")
+    step, found = Step(e, 1), {}
+    classes = sum(step.tasks)
+    training = step.images(Purpose.REAL_DATA_CONTROL, 0, 1).open()
+    tests = step.images(Purpose.EVALUATION, 0, 1).open()
+    for name in NETWORKS:
+        network = load(step.extended, product_of(run, name)).eval()
+        layer, own = classifier_of(network, classes, e.spec.image_shape)
+
+        def features(images: Tensor, network: nn.Module = network, layer: str = layer) -> Tensor:
+            return features_and_logits(network, layer, images)[0]
+
+        known, labels = answers(features, training)
+        deviation, mean = torch.std_mean(known, 0)
+        scale = 1 / deviation.clamp_min(1e-6)
+        best = fitted((known - mean) * scale, labels, classes)
+        seen, labels = answers(features, tests)
+        with torch.no_grad():
+            logits = {"own": own(seen), "of all images": best((seen - mean) * scale)}
+        found[name] = {kind: accuracy(each.argmax(1), labels, classes) for kind, each in logits.items()}
+        print(f"{run.name}: {name}: {found[name]}", flush=True)
+    return {"updates": e.incremental.updates, "seed": e.seed, "networks": found}
+
+
+def main() -> None:
+    """Measure some runs and write them down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    config.register()
+    write_json(OUT, {"rows": [measured(run) for run in parser.parse_args().runs]})
+
+
+if __name__ == "__main__":
+    main()
