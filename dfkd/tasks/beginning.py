@@ -20,7 +20,10 @@ def teacher_stage(e: Experiment) -> Stage:
     if weights is not None:
         return Stage("teacher", "teacher", Pretrained(), load_pretrained, {"network": e.network, "weights": weights})
     training = replace(e.teacher.training, start=None)  # an input, known by its content
-    recipe = Trained(training=training, spec=e.spec, seed=e.seed, precision=e.options.precision)
+    recipe = Trained(
+        training=training, spec=e.spec, statistics_batches=training.statistics_batches, seed=e.seed,
+        precision=e.options.precision,
+    )  # fmt: skip
     network = replace(e.network, aspects=("inference", "training", "initialisation"))
     inputs: Inputs = {"network": network, "images": e.images(Purpose.TEACHER_TRAINING)}
     return Stage("teacher", "teacher", recipe, train, inputs | ({} if start is None else {"start": start}))

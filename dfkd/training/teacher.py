@@ -17,6 +17,7 @@ from dfkd.training.ranks import whole_batch_norm
 
 GROWN = 0.75  # of the updates, after which images have their whole size
 SIDE_STEP = 4  # pixels: each new size costs the choice of new kernels
+STATISTICS_BATCHES = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,15 @@ class TeacherRecipe(OptimizerRecipe):
             return whole
         share = self.progressive_size + (1 - self.progressive_size) * grown
         return min(whole, SIDE_STEP * round(share * whole / SIDE_STEP) or SIDE_STEP)
+
+    @property
+    def statistics_batches(self) -> int | None:
+        """Batches of whole images that batch norm's statistics are re-estimated on at the end; None: on none.
+
+        An average over a training that saw smaller images has their statistics too, which fit no whole image: a
+        ResNet-18 was right on 66 % of 2,000 test images with them, and on 88 % with those of whole ones.
+        """
+        return STATISTICS_BATCHES if self.progressive_size and self.weight_averaging else None
 
     def require_takes(self, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
         """Raise `ConfigError` unless `network` takes the smallest images (C, H, W) of the training."""

@@ -10,13 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY, command
-from experiments import experiment
+from experiments import experiment, run
 from torch import nn
 
+from dfkd.distillation.batch_norm import reestimate_batch_norm
 from dfkd.dreams import DreamDataModule, Dreams
 from dfkd.errors import ConfigError
 from dfkd.models import InputSpec, torchvision_model
+from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.probe import Network
+from dfkd.real_data import Purpose
+from dfkd.stages.networks import load
+from dfkd.training.augmentation import augment
 from dfkd.training.averaging import Average
 from dfkd.training.data import Stream
 from dfkd.training.fit import TrainerOptions, Workplace, fit
@@ -119,6 +124,23 @@ def test_a_run_refuses_it_before_the_work():
     made = experiment("teacher.training.progressive_size=0.25")
     with pytest.raises(ConfigError, match=r"progressive_size must be larger .* got 0\.25: .* 8 x 8 pixels"):
         replace(made, spec=spec, network=Network(build, spec.image_shape)).check()
+
+
+@pytest.mark.parametrize("changes", [{"averaging": 0.99, "size": 0.5}, {"averaging": 0.99}, {"size": 0.5}])
+def test_an_average_over_small_images_has_the_statistics_of_whole_ones(changes, tmp_path):
+    size, averaging = (changes.get(name, "null") for name in ("size", "averaging"))
+    made = experiment(
+        f"teacher.training.progressive_size={size}", f"teacher.training.weight_averaging={averaging}",
+        "teacher.training.updates=24",
+    )  # fmt: skip
+    runner = run(made, tmp_path, last="teacher")
+    teacher = load(made.network, runner.products["teacher"])
+    before = {name: layer.running_var.clone() for name, layer in batch_norm_layers(teacher).items()}
+    images = torch.stack([image for image, _ in made.images(Purpose.TEACHER_TRAINING).open()])
+    torch.manual_seed(1)
+    reestimate_batch_norm(teacher, [augment(images, made.teacher.training.crop_padding)])
+    off = [(layer.running_var / before[name]).log().abs().max() for name, layer in batch_norm_layers(teacher).items()]
+    assert (max(off) < 0.1) == (len(changes) == 2)  # a network's own, of its last batches, are never so near
 
 
 def test_a_run_trains_its_teacher_so(tmp_path):
