@@ -9,6 +9,7 @@ from pathlib import Path
 
 import first_aid
 import pytest
+import teachers
 from criterion import correlations
 from hydra import compose, initialize_config_module
 from inversion_step import table
@@ -195,6 +196,10 @@ def test_what_features_of_new_classes_allow_is_that_of_the_recorded_networks():
     without = allowed["learning_without_forgetting"]
     assert f"after {row['updates']:,} updates, is right on {allowed['learn']} % of the test images" in text
     assert f"of `balanced`, on {without} with those" in text and f"and on {allowed['joint']} with those" in text
+
+
+def test_the_table_of_teachers_is_that_of_the_recorded_trainings():
+    assert teachers.table(json.loads((ROOT / "benchmarks" / "teachers.json").read_text())["rows"]) in TEXT
 
 
 def test_first_aid_is_that_of_the_recorded_students():
