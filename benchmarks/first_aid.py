@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,6 +30,7 @@ from dfkd.distillation.batch_norm import reestimate_batch_norm
 from dfkd.evaluation.scores import accuracy, predict
 from dfkd.files import write_json
 from dfkd.real_data import Purpose
+from dfkd.reporting.report import markdown
 from dfkd.reporting.run_directory import product_of
 from dfkd.stages.networks import load
 
@@ -108,12 +110,11 @@ def measured(run: Path) -> dict:
 
 def table(rows: list[dict]) -> str:
     """Accuracies in percent, a row for each pruned network."""
-    names = list(rows[0]["students"])
-    lines = [["pruned by", *names[1:]], ["---"] * len(names)]
+    table = []
     for row in rows:
-        cells = [f"{100 * row['students'][name]['accuracy']:.1f}" for name in names]
-        lines.append([f"{100 * row['amount']:.0f} %: {cells[0]}", *cells[1:]])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+        cells = {name: f"{100 * found['accuracy']:.1f}" for name, found in row["students"].items()}
+        table.append({"pruned by": f"{100 * row['amount']:.0f} %: {cells.pop('pruned')}", **cells})
+    return markdown(pd.DataFrame(table))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from dfkd.files import write_json
 from dfkd.reporting.curves import CURVES
 from dfkd.reporting.figures import save_figure
+from dfkd.reporting.report import markdown
 from dfkd.reporting.run_directory import CONFIG, SO_FAR
 from dfkd.run_config import load_run_config
 
@@ -38,8 +39,8 @@ def measured(run: Path) -> dict:
     return {
         "model": options.model.name,
         "updates": training.updates,
-        "batch_size": training.get("batch_size", 128),
-        "progressive_size": training.get("progressive_size"),
+        "batch_size": training.batch_size,
+        "progressive_size": training.progressive_size,
         "precision": options.trainer.precision,
         "seed": options.seed,
         "accuracy": known["teacher"]["accuracy"],
@@ -50,12 +51,19 @@ def measured(run: Path) -> dict:
 
 def table(rows: list[dict]) -> str:
     """A row for each teacher."""
-    lines = [["teacher", "updates", "images at first", "minutes", "accuracy"], ["---"] * 5]
+    table = []
     for row in rows:
-        small = f"{row['progressive_size']:.0%} of their side" if row["progressive_size"] else "whole"
-        cells = [row["updates"], small, round(row["seconds"] / 60), f"{100 * row['accuracy']:.1f}"]
-        lines.append([row["model"], *map(str, cells)])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+        share = row["progressive_size"]
+        table.append(
+            {
+                "teacher": row["model"],
+                "updates": row["updates"],
+                "images at first": f"{share:.0%} of their side" if share else "whole",
+                "minutes": round(row["seconds"] / 60),
+                "accuracy": f"{100 * row['accuracy']:.1f}",
+            }
+        )
+    return markdown(pd.DataFrame(table))
 
 
 def draw(rows: list[dict]) -> Figure:
@@ -66,7 +74,7 @@ def draw(rows: list[dict]) -> Figure:
         steps, values = zip(*row["curve"], strict=True)
         label = f"{row['model']}: {100 * row['accuracy']:.1f} % on test images"
         axes.plot(steps, [100 * value for value in values], label=label)
-    axes.set(xlabel="updates of 128 images", ylabel="right on augmented training images (%)")
+    axes.set(xlabel="updates", ylabel="right on augmented training images (%)")
     axes.legend(loc="lower right")
     return figure
 
