@@ -13,6 +13,7 @@ import lightning
 import pytest
 import running
 import torch
+from payload import RAN
 from torch import nn
 
 from dfkd.models import CifarResNet, InputSpec
@@ -112,6 +113,14 @@ class Interrupt(lightning.Callback):
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step == self.at:
             raise Interrupted
+
+
+@pytest.fixture
+def nothing_runs(tmp_path, monkeypatch):
+    """The test stands in a folder of its own, in which a payload would leave its trace."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not Path(RAN).exists()
 
 
 QUIET = {"WANDB_SILENT": "true", "OMP_NUM_THREADS": "1"}
