@@ -15,6 +15,7 @@ from dfkd.inversion.recipe import InversionRecipe
 from dfkd.inversion.statistics import Statistics, averaged, pooled
 from dfkd.models.batch_norm import batch_statistics, require_batch_norm, running_statistics
 from dfkd.models.classifier import forward_order
+from dfkd.models.depthwise import strided_depthwise_in_float32
 from dfkd.models.freezing import channels_last, frozen
 
 Terms = dict[str, Tensor]
@@ -176,6 +177,7 @@ def inversion_objective(
         for model in (teacher, student):
             if model is not None:
                 stack.enter_context(channels_last(model))
+                stack.enter_context(strided_depthwise_in_float32(model))
         records = stack.enter_context(batch_statistics(teacher)) if recipe.feature_weight else {}
         first = None if image_shape is None else next(iter(forward_order(teacher, records, image_shape)), None)
         yield InversionObjective(teacher, recipe, records, student, first)

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
 from dfkd.errors import ConfigError, WeightsError, require
+from dfkd.models.depthwise import strided_depthwise_in_float32
 from dfkd.models.freezing import channels_last_for_training
 from dfkd.models.weight_files import require_no_zip_bomb
 from dfkd.training.data import SeededDataModule
@@ -204,6 +205,7 @@ def fit(
         with torch.random.fork_rng(), ExitStack() as held:
             for network in module.networks:
                 held.enter_context(channels_last_for_training(network, data.example()))
+                held.enter_context(strided_depthwise_in_float32(network))
             if options.spawned:
                 callbacks = [*callbacks, held.enter_context(other_processes(module, data))]
             training = partial(_train, module, data, [*callbacks, saver], options, checkpoint)
