@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,10 @@ def strided_depthwise_in_float32(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in model.modules():
-            if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels and max(module.stride) > 1:
-                if "forward" not in vars(module):
-                    stack.enter_context(replaced_forward(module, _InFloat32(module)))
+            if _is_depthwise_with_stride(module) and "forward" not in vars(module):
+                stack.enter_context(replaced_forward(module, _InFloat32(module)))
         yield
+
+
+def _is_depthwise_with_stride(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels and max(module.stride) > 1

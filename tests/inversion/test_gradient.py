@@ -226,6 +226,24 @@ def test_compiled_gives_the_same_images_and_jitter_never_recompiles(network):
     torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-3)
 
 
+@needs_compiler
+def test_a_depthwise_network_compiles_in_bfloat16_too(caplog):
+    torch.manual_seed(0)
+    network = lived_in(nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False), nn.BatchNorm2d(8),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    ), 3, 16, 16)  # fmt: skip
+    start, labels, found = torch.randn(16, 3, 16, 16), torch.arange(16) % 10, []
+    torch._dynamo.reset()
+    with inversion_objective(network, InversionRecipe()) as objective, torch.autocast("cpu", torch.bfloat16):
+        for gradient in (ObjectiveGradient(objective), ObjectiveGradient(objective, compiled_batch=16)):
+            found.append(gradient(start, labels)[1])
+        assert gradient.compiled is not None
+    assert not [record for record in caplog.records if "cannot be compiled" in record.message]
+    torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0.02 * found[0].abs().max().item())
+
+
 class Uncompilable(nn.Module):
     """A network that looks at its values, so that no single graph can be captured."""
 
