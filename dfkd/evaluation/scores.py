@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from dfkd.models.freezing import frozen
+from dfkd.models.freezing import channels_last, frozen
 from dfkd.training.fit import TrainerOptions
 from dfkd.training.progress import Progress
 
@@ -73,7 +73,7 @@ def logits_of(
 ) -> tuple[Tensor, Tensor]:
     """The logits (N, classes) of every image and the labels (N,); the model is left as it was."""
     home = next(model.parameters()).device
-    with frozen(model.to(device)):
+    with frozen(model.to(device)), channels_last(model):
         found = answers(lambda images: model(images.to(device)).cpu(), dataset, num_workers)
     model.to(home)
     return found

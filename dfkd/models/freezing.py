@@ -126,6 +126,7 @@ def _layout_of(model: nn.Module) -> Callable[[torch.memory_format], None]:
     """A function that lays out the weights of 2-d convolutions."""
     weights = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous()]
 
+    @torch.inference_mode(False)  # a weight that is laid out by a forward without gradients stays one that can learn
     def lay_out(memory_format: torch.memory_format) -> None:
         for weight in weights:
             weight.data = weight.data.contiguous(memory_format=memory_format)
