@@ -34,8 +34,8 @@ class DistillationRecipe(OptimizerRecipe):
         feature_weight: weight of the mean `feature_error` over the batch-norm layers' outputs.
         mixup: share of the images that are blended with another one, for teacher and student alike.
         cutmix: share of the images that get a box of another one, after `mixup`, for teacher and student alike.
-        weight_averaging: decay of an exponential moving average of weights and statistics, which then is the student;
-            0: the last weights are.
+        weight_averaging: decay of an exponential moving average of the weights, which then are the student's, with
+            batch-norm statistics of their own but where these are frozen; 0: the last weights are.
         patience: checks on held-out dreams, of about 20 in a recovery, in a row without a lower KL(teacher || student)
             after which the recovery stops; the student is then that of the lowest. None: all updates, and the last
             student. Checks count once the student is pruned in full.
@@ -85,3 +85,8 @@ class DistillationRecipe(OptimizerRecipe):
             self.batch_norm,
             f"one of {BATCH_NORM_MODES}",
         )
+
+    @property
+    def reestimates_average(self) -> bool:
+        """Whether batch norm's statistics are re-estimated at the end, for weights that no update had."""
+        return bool(self.weight_averaging and self.updates) and self.batch_norm != "frozen"

@@ -1,6 +1,7 @@
 """Recovery of a student on whatever images a data module streams.
 
-Reconstruction, batch-norm re-estimation and distillation, each where the recipe asks for it.
+Reconstruction, batch-norm re-estimation and distillation, each where the recipe asks for it; and statistics for an
+average of weights.
 """
 
 from __future__ import annotations
@@ -84,7 +85,10 @@ def recover_student(
         if held_out is not None:
             callbacks.append(HeldOutChecks(held_out, recipe.patience, module.pruned_from))
         with learning(student):
-            return fit(module, data, workplace, callbacks)
+            history = fit(module, data, workplace, callbacks)
+        if recipe.reestimates_average:
+            reestimate_on(student, teacher, data.first_epoch(), recipe, options)
+        return history
 
 
 def reconstruct_on(student: nn.Module, teacher: nn.Module, loader: DataLoader[Any], options: TrainerOptions) -> None:

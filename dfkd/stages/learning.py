@@ -37,12 +37,14 @@ class Learning(Recipe):
         spec: the teacher's input and classes.
         pruning: prunes the student while it learns; it then starts as its teacher. None: it is as it is given.
         quantization: in how many bits the student computes while it learns, and from then on. None: as it is given.
+        reestimates_average: see `DistillationRecipe`; it keeps apart in a store what was made before that was done.
     """
 
     distillation: DistillationRecipe
     spec: InputSpec
     pruning: PruningMethod | None = None
     quantization: QuantizationRecipe | None = None
+    reestimates_average: bool | None = None
 
     def stream(self, workplace: Workplace) -> Stream:
         """The batches that the student sees."""

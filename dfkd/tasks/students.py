@@ -74,8 +74,10 @@ def learning_stage(
 ) -> Stage:
     """The student of `pair`, (teacher, student), taught a lesson; with `pruning` and `quantization`, compressed so."""
     teacher, student = pair
+    distillation = distillation or e.distillation
     recipe = lesson.recipe(
-        distillation=distillation or e.distillation, spec=e.spec, pruning=pruning, quantization=quantization,
+        distillation=distillation, spec=e.spec, pruning=pruning, quantization=quantization,
+        reestimates_average=distillation.reestimates_average or None,
         seed=e.seed, precision=e.options.precision, **lesson.options,
     )  # fmt: skip
     networks = {

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 import dfkd
 from dfkd.distillation import DistillationModule, DistillationRecipe, distillation_loss
+from dfkd.distillation.batch_norm import reestimate_batch_norm
 from dfkd.distillation.losses import feature_error, matched_features
 from dfkd.distillation.module import pruning_steps
 from dfkd.distillation.recover import recover_student
@@ -348,6 +349,24 @@ def test_averaged_weights_are_the_moving_average_of_every_update_and_keep_the_ze
         expected = 0.5 * expected + 0.5 * weight
     torch.testing.assert_close(averaged.conv1.weight.detach(), expected)
     assert sparsity(averaged) == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch_norm", ["live", "aligned", "frozen"])
+def test_averaged_weights_have_statistics_of_their_own_but_where_these_are_frozen(
+    teacher, dreams, batch_norm, tmp_path
+):
+    settings = recipe(weight_averaging=0.9, batch_norm=batch_norm, learning_rate=0.05)
+    student = dfkd.prune(teacher, 0.8)
+    data = DreamDataModule(dreams, Stream(16, settings.updates))
+    recover_student(student, teacher, data, settings, Workplace(tmp_path, CPU))
+    own, unmoved = copy.deepcopy(student), dfkd.prune(teacher, 0.8)
+    aligned_with = teacher if batch_norm == "aligned" else None
+    for network in (own, unmoved):
+        reestimate_batch_norm(network, [images.float() for images, _ in data.first_epoch()], aligned_with)
+    found = {name: layer.running_var for name, layer in batch_norm_layers(student).items()}
+    for expected, held in ((own, batch_norm != "frozen"), (unmoved, batch_norm == "frozen")):
+        variances = {name: layer.running_var for name, layer in batch_norm_layers(expected).items()}
+        assert all(torch.allclose(found[name], variances[name], rtol=1e-4) for name in found) == held
 
 
 def test_pruning_rises_by_a_cubic_to_all_of_it():
