@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd.distillation.batch_norm import paired_layers
+from dfkd.models.batch_norm import channel_statistics
 from dfkd.training.ranks import ALONE, Ranks
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -39,21 +40,29 @@ def feature_error(student: Tensor, teacher: Tensor, ranks: Ranks = ALONE) -> Ten
     return error
 
 
+def _moments(x: Tensor) -> Tensor:
+    """Sum of the squares and mean of all of `x`, (2,) in float32."""
+    if x.dtype is torch.bfloat16:  # its statistics by channel are read without a copy in float32
+        mean, variance = channel_statistics(x)
+        return torch.stack([(variance + mean.square()).mean() * x.numel(), mean.mean()])
+    return torch.stack([torch.linalg.vector_norm(x).square(), x.mean()])
+
+
 class _FeatureError(torch.autograd.Function):
     """Norms in place of squares and means: features are large, and each reading of them costs as much as the next."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, ranks: Ranks) -> Tensor:
-        teacher = teacher.float()  # as it is, but under half-precision autocast
-        difference, count = student.float() - teacher, ranks.count * teacher.numel()
-        moments = ranks.mean(torch.stack([torch.linalg.vector_norm(teacher).square(), teacher.mean()]))
+        ctx.dtype = student.dtype
+        if not (student.dtype is teacher.dtype is torch.bfloat16 and student.device.type == "cpu"):
+            student, teacher = student.float(), teacher.float()  # as they are, but under half-precision autocast
+        difference, count = student - teacher, ranks.count * teacher.numel()
+        moments = ranks.mean(_moments(teacher))
         spread = ranks.count * moments[0] - count * moments[1].square()
         scale = (spread * count / max(1, count - 1)).clamp_min(1e-12 * count).reciprocal()  # 1 / (n var)
         scale = ranks.count * scale  # the mean over ranks then is the sum over the batch
         ctx.save_for_backward(difference, scale)
-        ctx.dtype = student.dtype
-        error: Tensor = torch.linalg.vector_norm(difference).square() * scale
-        return error
+        return _moments(difference)[0] * scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

@@ -57,6 +57,20 @@ def test_the_feature_error_is_in_units_of_the_teachers_variance():
     torch.testing.assert_close(feature_error(5 * teacher, 5 * teacher + 1), feature_error(teacher, teacher + 0.2))
 
 
+@pytest.mark.parametrize("shape", [(64, 6), (8, 6, 5, 5)])
+def test_the_feature_error_in_bfloat16_is_that_of_the_same_values_in_double_precision(shape):
+    torch.manual_seed(0)
+    teacher = (3 * torch.randn(shape) + 2).bfloat16()
+    student = (teacher + torch.randn(shape)).bfloat16().requires_grad_()
+    exact = student.detach().double().requires_grad_()
+    for value, target in ((student, teacher), (exact, teacher.double())):
+        (5 * feature_error(value, target)).backward()
+    expected = (exact - teacher.double()).square().mean() / teacher.double().var()
+    torch.testing.assert_close(feature_error(student, teacher).double(), expected, rtol=2e-3, atol=0)
+    assert student.grad.dtype is torch.bfloat16
+    torch.testing.assert_close(student.grad.double(), exact.grad, rtol=0.02, atol=1e-4 * exact.grad.abs().max().item())
+
+
 def test_a_student_with_fewer_filters_is_compared_on_the_channels_it_kept(teacher):
     student = copy.deepcopy(teacher)
     prune_filters(student, 0.3, (1, 8, 8))
