@@ -7,6 +7,7 @@ import re
 import shlex
 from pathlib import Path
 
+import depthwise
 import first_aid
 import pytest
 import teachers
@@ -200,6 +201,10 @@ def test_what_features_of_new_classes_allow_is_that_of_the_recorded_networks():
 
 def test_the_table_of_teachers_is_that_of_the_recorded_trainings():
     assert teachers.table(json.loads((ROOT / "benchmarks" / "teachers.json").read_text())["rows"]) in TEXT
+
+
+def test_seconds_of_depthwise_convolutions_are_the_recorded_ones():
+    assert depthwise.table(json.loads((ROOT / "benchmarks" / "depthwise.json").read_text())["rows"]) in TEXT
 
 
 def test_first_aid_is_that_of_the_recorded_students():
