@@ -56,7 +56,7 @@ def measured(name: str, batch: int, pixels: int, small_image_stem: bool) -> dict
 
 def table(rows: list[dict]) -> str:
     """A row for each network: seconds, and what is left of them."""
-    table = pd.DataFrame(rows).drop(columns="device", errors="ignore")
+    table = pd.DataFrame(rows)
     table["share"] = (table["float32"] / table["bfloat16"]).map("{:.2f}".format)
     for way in ("bfloat16", "float32"):
         table[way] = table[way].map("{:.2f}".format)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd.distillation.batch_norm import paired_layers
-from dfkd.models.batch_norm import channel_statistics
+from dfkd.models.batch_norm import channel_statistics, quick_in_bfloat16
 from dfkd.training.ranks import ALONE, Ranks
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
@@ -42,7 +42,7 @@ def feature_error(student: Tensor, teacher: Tensor, ranks: Ranks = ALONE) -> Ten
 
 def _moments(x: Tensor) -> Tensor:
     """Sum of the squares and mean of all of `x`, (2,) in float32."""
-    if x.dtype is torch.bfloat16:  # its statistics by channel are read without a copy in float32
+    if quick_in_bfloat16(x):
         mean, variance = channel_statistics(x)
         return torch.stack([(variance + mean.square()).mean() * x.numel(), mean.mean()])
     return torch.stack([torch.linalg.vector_norm(x).square(), x.mean()])
@@ -54,7 +54,7 @@ class _FeatureError(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, ranks: Ranks) -> Tensor:
         ctx.dtype = student.dtype
-        if not (student.dtype is teacher.dtype is torch.bfloat16 and student.device.type == "cpu"):
+        if not (quick_in_bfloat16(student) and quick_in_bfloat16(teacher)):
             student, teacher = student.float(), teacher.float()  # as they are, but under half-precision autocast
         difference, count = student - teacher, ranks.count * teacher.numel()
         moments = ranks.mean(_moments(teacher))

@@ -164,7 +164,7 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
 
-def _suits_native(x: Tensor) -> bool:
+def quick_in_bfloat16(x: Tensor) -> bool:
     """Whether PyTorch's own batch norm is the quickest way to read `x`.
 
     It reads and writes bfloat16 and computes in float32, where other functions first make a copy in float32: on a CPU
@@ -175,7 +175,7 @@ def _suits_native(x: Tensor) -> bool:
 
 def _affine(x: Tensor, scale: Tensor, shift: Tensor, origin: Tensor | None = None) -> Tensor:
     """scale (x - origin) + shift, per channel, in `x`'s type; without an origin, scale x + shift."""
-    if _suits_native(x):
+    if quick_in_bfloat16(x):
         mean = torch.zeros_like(scale, dtype=torch.float32) if origin is None else origin
         return F.batch_norm(x, mean, torch.ones_like(mean), scale.float(), shift.float(), eps=0.0)
     if origin is not None:
@@ -184,7 +184,7 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor, origin: Tensor | None = Non
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    if _suits_native(x):
+    if quick_in_bfloat16(x):
         ones = torch.ones(x.shape[1])
         _, mean, deviation = torch.native_batch_norm(x, ones, ones, None, None, True, 0.0, SMALLEST)
         return mean, deviation.square().reciprocal()  # it gives 1 / sqrt(variance + SMALLEST)
@@ -228,7 +228,7 @@ class _BatchNormWithStatistics(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_output: Tensor, g_mean: Tensor, g_variance: Tensor) -> tuple[Tensor, None, None]:
         x, mean, scale = ctx.saved_tensors
-        if _suits_native(x):
+        if quick_in_bfloat16(x):
             gradient = _statistics_gradient(x, mean, g_mean, g_variance)
             return gradient.add_(_affine(g_output, scale, torch.zeros_like(scale))), None, None
         gradient = _statistics_gradient(_widened(x), mean, g_mean, g_variance)
