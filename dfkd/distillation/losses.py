@@ -12,21 +12,24 @@ from torch import Tensor, nn
 
 from dfkd.distillation.batch_norm import paired_layers
 from dfkd.models.batch_norm import channel_statistics, quick_in_bfloat16
+from dfkd.precision import widened
 from dfkd.training.ranks import ALONE, Ranks
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """t^2 KL(softmax(teacher / t) || softmax(student / t)), mean over the batch (Hinton et al. 2015).
+    """t^2 KL(softmax(teacher / t) || softmax(student / t)), mean over the batch (Hinton et al. 2015), in float32.
+
+    In bfloat16 that of nearly equal networks would be rounding, and could be negative.
 
     Args:
         student_logits: (B, classes).
         teacher_logits: (B, classes).
         temperature: t, above 0.
     """
-    log_student = F.log_softmax(student_logits / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+    log_student = F.log_softmax(widened(student_logits) / temperature, dim=1)
+    log_teacher = F.log_softmax(widened(teacher_logits) / temperature, dim=1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd.distillation.losses import distillation_loss
+from dfkd.precision import widened
 
 
 def incremental_losses(
@@ -36,8 +37,8 @@ def incremental_losses(
     classes = old_logits.shape[1]
     first = classes if separate_heads else 0
     seen = dream_logits[:, :classes] if separate_heads else dream_logits
-    predicted = F.log_softmax(seen / t, 1)[:, :classes]
-    expected = F.log_softmax(old_dream_logits / t, 1)
+    predicted = F.log_softmax(widened(seen) / t, 1)[:, :classes]
+    expected = F.log_softmax(widened(old_dream_logits) / t, 1)
     return {
         "dreams": t**2 * F.kl_div(predicted, expected, reduction="batchmean", log_target=True),
         "new": F.cross_entropy(new_logits[:, first:], labels - first),

@@ -100,8 +100,8 @@ class BatchCheckpoint:
             return None
         try:
             tensors, notes = load_tensors(self.path)
-            on_cpu = ("generator", "moments.step")
-            found: dict[str, Any] = {name: v if name in on_cpu else v.to(device) for name, v in tensors.items()}
+            # The generator is the CPU's. Adam's step count is where the images are: the fused form reads it there.
+            found: dict[str, Any] = {name: v if name == "generator" else v.to(device) for name, v in tensors.items()}
             moments = {name.removeprefix("moments."): found.pop(name) for name in tensors if name not in IMAGES}
             return BatchState(**found, **notes, moments=moments)
         except (ArtifactError, TypeError) as error:

@@ -131,8 +131,9 @@ class ObjectiveGradient:
         for (mean, variance), batch_mean, g_mean, g_variance in zip(
             pairs, leaves[::2], slopes[::2], slopes[1::2], strict=True
         ):
-            summands.append(g_mean @ mean)
-            summands.append(g_variance @ (variance + (mean - batch_mean.detach()).square()))
+            # Sums and no products of matrices, which autocast would make in half precision.
+            summands.append((g_mean * mean).sum())
+            summands.append((g_variance * (variance + (mean - batch_mean.detach()).square())).sum())
         (gradient,) = torch.autograd.grad(share * torch.stack(summands).sum(), leaf)
         return {name: value.detach() for name, value in image_terms.items()}, gradient
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfkd.precision import widened
+
 NORMS = ("batch", "image")
 REDUCTIONS = ("mean", "sum")
 
@@ -65,8 +67,9 @@ class _BatchTotalVariation(torch.autograd.Function):
         rows = falling, down, rising, across, torch.zeros_like(down), across, rising, down, falling
         channels = images.shape[1]
         kernel = torch.stack(rows).view(1, 1, 3, 3).repeat(channels, 1, 1, 1)
-        degrees = F.conv2d(torch.ones_like(images[:1]), kernel, padding=1, groups=channels)
-        gradient: Tensor = degrees * images - F.conv2d(images, kernel, padding=1, groups=channels)
+        with torch.autocast(images.device.type, enabled=False):  # in half precision the difference is rounding
+            degrees = F.conv2d(torch.ones_like(images[:1]), kernel, padding=1, groups=channels)
+            gradient: Tensor = degrees * images - F.conv2d(images, kernel, padding=1, groups=channels)
         return gradient
 
 
@@ -127,17 +130,18 @@ def feature_divergence(
 
 def entropy(logits: Tensor) -> Tensor:
     """Mean entropy of softmax(logits) in nats: the label-free main term of PPR."""
-    log_p = F.log_softmax(logits, dim=1)
+    log_p = F.log_softmax(widened(logits), dim=1)
     return -(log_p.exp() * log_p).sum(dim=1).mean()
 
 
 def jensen_shannon(logits_p: Tensor, logits_q: Tensor, temperature: float = 1.0) -> Tensor:
     """Mean over the batch of JS(softmax(p/t), softmax(q/t)) = KL(p||m)/2 + KL(q||m)/2, m = (p + q)/2, in nats.
 
-    Computed in log space, so it is exact, finite and differentiable however close to one-hot the outputs are.
+    Computed in log space and float32, so it is exact, finite and differentiable however close to one-hot the outputs
+    are, or to each other.
     """
-    log_p = F.log_softmax(logits_p / temperature, dim=1)
-    log_q = F.log_softmax(logits_q / temperature, dim=1)
+    log_p = F.log_softmax(widened(logits_p) / temperature, dim=1)
+    log_q = F.log_softmax(widened(logits_q) / temperature, dim=1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
     divergence = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
     return 0.5 * divergence.sum(dim=1).mean()

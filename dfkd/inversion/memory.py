@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dfkd.files import size_text
 from dfkd.inversion.objective import InversionObjective
+
+log = logging.getLogger(__name__)
 
 SHARE = 0.5  # of the memory that is free, which the saved activations may take
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, and what it uses already
 GROUP_USE = Path("/sys/fs/cgroup/memory.current")
 FREE = Path("/proc/meminfo")
+
+
+def parts_for(objective: InversionObjective, image_shape: tuple[int, int, int], images: int) -> int:
+    """In how many parts a batch of so many images of a shape (C, H, W) goes through the networks where they are."""
+    per_image, device = bytes_per_image(objective, image_shape), next(iter(objective.parameters())).device
+    parts = parts_that_fit(images, per_image, free_bytes(device))
+    if parts > 1:
+        log.info(
+            "A batch of %d images would take %s of memory: it goes through the network in %d parts, with the same "
+            "result.", images, size_text(images * per_image), parts,
+        )  # fmt: skip
+    return parts
 
 
 def bytes_per_image(objective: InversionObjective, image_shape: tuple[int, int, int]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -13,19 +12,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dfkd.dreams.bank import DreamBank, Dreams
-from dfkd.files import size_text
 from dfkd.inversion.batch import dream_batch
 from dfkd.inversion.checkpoint import BatchCheckpoint
 from dfkd.inversion.engine import OnCheck
 from dfkd.inversion.gradient import ObjectiveGradient, worth_compiling
 from dfkd.inversion.history import EarlierStatistics
-from dfkd.inversion.memory import bytes_per_image, free_bytes, parts_that_fit
+from dfkd.inversion.memory import parts_for
 from dfkd.inversion.objective import InversionObjective, inversion_objective
 from dfkd.inversion.plan import PlannedBatch
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.input_spec import InputSpec
-
-log = logging.getLogger(__name__)
 
 OnBatchCheck = Callable[[int, int, dict[str, float]], None]
 
@@ -95,7 +91,7 @@ class InversionModule(lightning.LightningModule):
         self.held = ExitStack()
         held = inversion_objective(self.teacher, self.recipe, image_shape=self.spec.image_shape)
         objective = self.held.enter_context(held)
-        parts = self._parts(objective)
+        parts = parts_for(objective, self.spec.image_shape, min(self.recipe.batch_size, self.recipe.num_images))
         self.gradient = ObjectiveGradient(objective, self._compiled_batch(objective) if parts == 1 else None, parts)
 
     def on_train_end(self) -> None:
@@ -127,17 +123,6 @@ class InversionModule(lightning.LightningModule):
         else:
             pays = self.compile_when == "always"
         return size if pays else None
-
-    def _parts(self, objective: InversionObjective) -> int:
-        size = min(self.recipe.batch_size, self.recipe.num_images)
-        per_image, free = bytes_per_image(objective, self.spec.image_shape), free_bytes(self.device)
-        parts = parts_that_fit(size, per_image, free)
-        if parts > 1:
-            log.info(
-                "A batch of %d images would take %s of memory: it goes through the network in %d parts, with the same "
-                "result.", size, size_text(size * per_image), parts,
-            )  # fmt: skip
-        return parts
 
     def _report(self, batch: int) -> OnCheck:
         def report(iteration: int, terms: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import ModelError
 from dfkd.models.layers import require_module
+from dfkd.precision import widened
 
 log = logging.getLogger(__name__)
 
@@ -156,11 +157,8 @@ def _recorder(record: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, tuple
     return lambda _module, inputs: record.append(channel_statistics(inputs[0]))
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """`values` (C,) in the shape that meets the channels of `x` (B, C, ...)."""
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
 
@@ -180,7 +178,7 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor, origin: Tensor | None = Non
         return F.batch_norm(x, mean, torch.ones_like(mean), scale.float(), shift.float(), eps=0.0)
     if origin is not None:
         shift = shift - scale * origin
-    return torch.addcmul(_per_channel(shift, x), _widened(x), _per_channel(scale, x)).to(x.dtype)
+    return torch.addcmul(per_channel(shift, x), widened(x), per_channel(scale, x)).to(x.dtype)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,13 +187,13 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
         _, mean, deviation = torch.native_batch_norm(x, ones, ones, None, None, True, 0.0, SMALLEST)
         return mean, deviation.square().reciprocal()  # it gives 1 / sqrt(variance + SMALLEST)
     # First per image, then over images: a compiled loop then finds the image's values still in the cache.
-    x, space = _widened(x), list(range(2, x.dim()))
+    x, space = widened(x), list(range(2, x.dim()))
     if space:
         mean = x.mean(space).mean(0)
         square = torch.linalg.vector_norm(x, dim=space).square().sum(0) / (x.numel() // x.shape[1])
     else:
         mean, square = x.mean(0), x.square().mean(0)
-    return mean, square - mean * mean
+    return mean, (square - mean * mean).clamp_min(0)  # rounding makes it negative in a channel that hardly varies
 
 
 def _statistics_gradient(x: Tensor, mean: Tensor, g_mean: Tensor, g_variance: Tensor) -> Tensor:
@@ -231,5 +229,5 @@ class _BatchNormWithStatistics(torch.autograd.Function):
         if quick_in_bfloat16(x):
             gradient = _statistics_gradient(x, mean, g_mean, g_variance)
             return gradient.add_(_affine(g_output, scale, torch.zeros_like(scale))), None, None
-        gradient = _statistics_gradient(_widened(x), mean, g_mean, g_variance)
-        return gradient.addcmul_(g_output, _per_channel(scale, x)).to(x.dtype), None, None
+        gradient = _statistics_gradient(widened(x), mean, g_mean, g_variance)
+        return gradient.addcmul_(g_output, per_channel(scale, x)).to(x.dtype), None, None

@@ -40,7 +40,7 @@ class InputSpec:
 
     def valid_range(self) -> tuple[Tensor, Tensor]:
         """Lowest and highest normalised value of each channel, each (C, 1, 1)."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
         return (0 - mean) / std, (1 - mean) / std
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class InputSpec:
 
     def to_pixels(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) as pixels in [0, 1]."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
         return (images.float() * std + mean).clamp(0, 1)
 
 

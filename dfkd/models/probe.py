@@ -41,7 +41,7 @@ class Network:
 
     def identity(self) -> dict[str, str]:
         """The digests of the aspects that count."""
-        found = probe(self.build, self.image_shape)
+        found = _probed_before(self.build, self.image_shape)
         return {aspect: found[aspect] for aspect in self.aspects}
 
 
@@ -51,7 +51,6 @@ def module_identity(model: nn.Module, image_shape: tuple[int, int, int]) -> dict
     return {"inference": inference, "state": digest(value for _, value in sorted(model.state_dict().items()))}
 
 
-@functools.lru_cache(maxsize=16)
 def probe(build: Callable[[], nn.Module], image_shape: tuple[int, int, int]) -> dict[str, str]:
     """Digests of what a network computes.
 
@@ -70,6 +69,9 @@ def probe(build: Callable[[], nn.Module], image_shape: tuple[int, int, int]) -> 
             torch.manual_seed(0)
             outputs = _outputs(build(), images.float(), digits=None)
     return {**outputs, "initialisation": initial}
+
+
+_probed_before = functools.lru_cache(maxsize=16)(probe)
 
 
 def _outputs(model: nn.Module, images: Tensor, digits: int | None = DIGITS) -> dict[str, str]:

@@ -272,7 +272,9 @@ def _taylor(student: nn.Module, teacher: nn.Module, dreams: Tensor, generator: t
             probabilities = teacher(images).softmax(1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(device)
         with torch.enable_grad():
-            gradients = torch.autograd.grad(F.cross_entropy(probe(images), labels), list(weights.values()))
+            loss = F.cross_entropy(probe(images), labels)
+            # A convolution that the network does not use has no gradient, and scores nothing.
+            gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             scores[name] += (weight.detach() * gradient).flatten(1).sum(1).square().cpu() / len(batches)
     return scores

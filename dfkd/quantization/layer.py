@@ -63,7 +63,7 @@ class LayerQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the input's grid."""
         scale, zero, levels = self.input_scale, self.input_zero, self.input_levels
-        if torch.is_grad_enabled() and scale.requires_grad:
+        if torch.is_grad_enabled() and (scale.requires_grad or x.requires_grad):
             on_grid: Tensor = _OnGrid.apply(x, scale, zero, levels)
             return on_grid
         return ((x / scale).round() + zero).clamp(0, levels).sub(zero) * scale
@@ -90,6 +90,8 @@ class _OnGrid(torch.autograd.Function):
         x, step, offset = x.to(y.dtype), scale.item(), zero.item()
         lowest, highest = (-offset - 0.5) * step, (ctx.levels - offset + 0.5) * step
         of_x = torch.ops.aten.hardtanh_backward(of_y, x, lowest, highest)
+        if not ctx.needs_input_grad[1]:  # a frozen network's: its input alone is asked for
+            return of_x, None, None, None
         # dy / ds is (y - x) / s within the range and y / s outside of it; relieved, so that s does not outrun weights
         relief = 1 / math.sqrt(x.numel() * _ranks() * ctx.levels)
         of_scale = (_inner(of_y, y) - _inner(of_x, x)) * (relief / step)

@@ -115,9 +115,6 @@ def learn_from_stream(recipe: LearningFromStream, inputs: Inputs, workplace: Wor
         return data
 
     data, notes = learn(recipe, inputs, workplace, data_for)
-    if workplace.options.spawned:  # the ranks are processes of their own, which no logger reaches
-        for number, row in enumerate(data.history):
-            data.on_new_batch(data.bank.read(number)[0], row)
     return notes | {"stream": data.history, "seconds_dreaming": round(data.seconds, 3)}
 
 

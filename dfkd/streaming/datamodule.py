@@ -19,6 +19,7 @@ from dfkd.dreams.mapped import MappedDreams
 from dfkd.errors import TrainingError
 from dfkd.inversion.batch import dream_batch
 from dfkd.inversion.gradient import ObjectiveGradient
+from dfkd.inversion.memory import parts_for
 from dfkd.inversion.objective import inversion_objective
 from dfkd.inversion.plan import PlannedBatch, balanced_labels
 from dfkd.inversion.recipe import InversionRecipe
@@ -98,15 +99,16 @@ class StreamingDreamDataModule(SeededDataModule):
         self._divergences = torch.ones(0)
 
     def training_set(self) -> MappedDreams:
+        # A training that is continued, or that ended in other processes, has made batches that are not here yet.
+        made = self.streaming.new_batches(self.consumed)
+        for number in range(len(self.dreams.files) - self.first_files, made):
+            self.dreams.add(self.bank.path(number))
         return self.dreams
 
     def train_dataloader(self) -> DataLoader[Any]:
         _ = self._fitting  # raises without one
-        made = self.streaming.new_batches(self.consumed)
-        for number in range(len(self.dreams.files) - self.first_files, made):
-            self.dreams.add(self.bank.path(number))
         # Sized, and without workers, so that Lightning asks for a batch only when the updates before it are done.
-        return DataLoader(self.dreams, batch_sampler=_StreamedBatches(self))
+        return DataLoader(self.training_set(), batch_sampler=_StreamedBatches(self))
 
     def draw(self, batch: int) -> list[int]:
         """Which images make up batch number `batch`; where a new batch of dreams is due, it is made first."""
@@ -179,7 +181,8 @@ class StreamingDreamDataModule(SeededDataModule):
                 self.dreamer.teacher.to(device), inversion, self.dreamer.student, spec.image_shape
             ) as objective,
         ):
-            return dream_batch(ObjectiveGradient(objective), planned, spec)
+            parts = parts_for(objective, spec.image_shape, inversion.batch_size)
+            return dream_batch(ObjectiveGradient(objective, parts=parts), planned, spec)
 
     def _measure(self) -> None:
         """Measure what is hardest, once for all ranks: the batch that each draws must be the same to the last bit."""

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.errors import ConfigError, listing
-from dfkd.models.batch_norm import batch_norm_layers, is_standard
+from dfkd.models.batch_norm import batch_norm_layers, is_standard, per_channel
 from dfkd.models.freezing import replaced_forward
+from dfkd.precision import widened
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,8 @@ def normalised(
         output = F.batch_norm(x, mean, variance, weight, bias, training=True, momentum=1.0, eps=eps)
         return output, mean, variance, count
     normal, mean, variance = _Normalised.apply(x, eps, ranks)
-    scaled = normal if weight is None else normal * _per_channel(weight, x)
-    output = scaled if bias is None else scaled + _per_channel(bias, x)
+    scaled = normal if weight is None else normal * per_channel(weight, x)
+    output = scaled if bias is None else scaled + per_channel(bias, x)
     return output.to(x.dtype), mean, variance * (count / max(1, count - 1)), count
 
 
@@ -148,11 +149,11 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        wide = widened(x)
         variance, mean = torch.var_mean(wide, _all_but_channels(x), correction=0)
         mean, variance = ranks.moments(mean, variance)
         scale = (variance + eps).rsqrt()
-        normal = (wide - _per_channel(mean, x)) * _per_channel(scale, x)
+        normal = (wide - per_channel(mean, x)) * per_channel(scale, x)
         ctx.save_for_backward(normal, scale)
         ctx.ranks, ctx.dtype = ranks, x.dtype
         ctx.mark_non_differentiable(mean, variance)
@@ -163,13 +164,9 @@ class _Normalised(torch.autograd.Function):
         normal, scale = ctx.saved_tensors
         g, space = gradients[0], _all_but_channels(normal)
         mean, along = ctx.ranks.mean(torch.stack([g.mean(space), (g * normal).mean(space)]))
-        slope = _per_channel(scale, g)
-        return (slope * (g - _per_channel(mean, g) - normal * _per_channel(along, g))).to(ctx.dtype), None, None
+        slope = per_channel(scale, g)
+        return (slope * (g - per_channel(mean, g) - normal * per_channel(along, g))).to(ctx.dtype), None, None
 
 
 def _all_but_channels(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
-
-
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(1, -1, *[1] * (x.dim() - 2))

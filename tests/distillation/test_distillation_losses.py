@@ -92,3 +92,11 @@ def test_features_are_compared_before_an_in_place_activation_overwrites_them():
         errors[0].backward()
         found[inplace] = (errors[0].detach(), student[0].weight.grad)
     torch.testing.assert_close(found[True], found[False])
+
+
+def test_nearly_equal_answers_in_bfloat16_are_compared_in_float32():
+    teacher = torch.randn(64, 10).bfloat16()
+    student = (teacher + 0.03 * torch.randn(64, 10)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = distillation_loss(student, teacher, 3.0)
+    torch.testing.assert_close(value, distillation_loss(student.double(), teacher.double(), 3.0).float())

@@ -11,6 +11,7 @@ from torch import nn
 
 from dfkd.errors import ConfigError, InversionError, ModelError
 from dfkd.inversion import InversionRecipe, inversion_objective, losses, optimise
+from dfkd.inversion.checkpoint import BatchCheckpoint, BatchState
 from dfkd.inversion.invert import fill_bank
 from dfkd.training.fit import TrainerOptions, Workplace
 
@@ -208,6 +209,17 @@ def test_an_interrupted_batch_continues_to_the_same_bits(teacher, spec, tmp_path
     assert torch.equal(dreams.images, again.images) and history == history_again
     assert forwards - 100 <= undisturbed - stopped_at + 5  # those before the first iteration are made again
     assert not list(tmp_path.rglob("unfinished*"))
+
+
+def test_a_batch_continues_on_the_device_of_its_images(tmp_path):
+    """All but the generator's state: fused Adam reads its step count where the images are."""
+    state = BatchState.beginning(torch.randn(2, 1, 8, 8), torch.Generator())
+    state.moments = {name: torch.ones(()) for name in ("step", "exp_avg", "exp_avg_sq")}
+    kept = BatchCheckpoint(tmp_path / "kept.safetensors", 0)
+    kept.save(state)
+    found = kept.load(torch.device("meta"))
+    tensors = {name: value for name, value in vars(found).items() if isinstance(value, torch.Tensor)} | found.moments
+    assert {name for name, value in tensors.items() if value.device.type == "cpu"} == {"generator"}
 
 
 def test_layers_can_be_weighted_one_by_one(teacher):

@@ -97,3 +97,15 @@ def test_weights_of_layers_are_shares_of_the_divergence():
     each = [losses.feature_divergence([s], [target], [1.0], [0.0]) for s in (first, second)]
     weighted = losses.feature_divergence([first, second], [target, target], [3.0, 1.0], [0.0, 0.0])
     torch.testing.assert_close(weighted, 0.75 * each[0] + 0.25 * each[1])
+
+
+def test_what_is_nearly_equal_or_smooth_is_not_rounded_away_under_autocast():
+    p = torch.randn(64, 10).bfloat16()
+    q = (p + 0.03 * torch.randn(64, 10)).bfloat16()
+    images = torch.linspace(-2, 2, 64).expand(2, 3, 64, 64).contiguous().requires_grad_(True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(losses.jensen_shannon(p, q), losses.jensen_shannon(p.double(), q.double()).float())
+        (slope,) = torch.autograd.grad(losses.total_variation_l2(images), images)
+    wide = images.detach().double().requires_grad_(True)
+    (expected,) = torch.autograd.grad(losses.total_variation_l2(wide), wide)
+    torch.testing.assert_close(slope, expected.float(), rtol=1e-3, atol=1e-4 * expected.abs().max().item())

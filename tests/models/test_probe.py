@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
@@ -87,3 +89,12 @@ def test_a_module_is_told_by_its_weights_and_by_what_it_computes():
         model.linear.bias[0] += 1e-3
     changed = module_identity(model, SHAPE)
     assert changed["state"] != identity["state"] and changed["inference"] == identity["inference"]
+
+
+def test_a_module_that_was_asked_can_be_forgotten():
+    network = Net()
+    module_identity(network, SHAPE)
+    left = weakref.ref(network)
+    del network
+    gc.collect()
+    assert left() is None

@@ -67,3 +67,8 @@ def test_statistics_alone_are_the_same_in_bfloat16():
     told = channel_statistics(x)
     torch.testing.assert_close(told[0].double(), mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(told[1].double(), variance, rtol=1e-3, atol=1e-6)
+
+
+def test_a_channel_that_hardly_varies_has_no_negative_variance():
+    x = 20 + 1e-4 * torch.randn(64, 16, 8, 8)
+    assert (channel_statistics(x)[1] >= 0).all()

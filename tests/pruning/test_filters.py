@@ -177,3 +177,12 @@ def test_filters_of_layers_that_share_a_weight_are_not_cut():
     model.conv3.weight = model.conv2.weight
     with pytest.raises(ModelError, match=r"share the weight of others \(conv3\).* Prune single weights"):
         prune_filters(model, 0.3, (1, 8, 8))
+
+
+def test_a_convolution_that_the_network_does_not_use_keeps_nobody_from_pruning_by_taylor():
+    teacher = Plain()
+    teacher.auxiliary = nn.Conv2d(8, 8, 1)
+    teacher = shaken(teacher)
+    student = copy.deepcopy(teacher)
+    prune_filters_by_taylor(student, teacher, torch.randn(32, 1, 8, 8), 0.3, (1, 8, 8))
+    assert parameters(student) < parameters(teacher)

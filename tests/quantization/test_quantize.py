@@ -19,6 +19,7 @@ from dfkd.dreams import DreamDataModule, Dreams
 from dfkd.errors import ArtifactError, ConfigError, ModelError
 from dfkd.files import load_tensors
 from dfkd.models import CifarResNet
+from dfkd.models.freezing import frozen
 from dfkd.models.student_file import load_student, save_student
 from dfkd.pruning import prune_by_global_magnitude, prune_filters
 from dfkd.quantization import QuantizationRecipe, quantize, quantized_layers
@@ -251,3 +252,13 @@ def test_a_run_prunes_quantises_and_recovers(tmp_path):
     ):
         refused = command([*LEARNING, *options, "run_dir=refused"], tmp_path, check=False)
         assert refused.returncode == 1 and told in refused.stderr, refused.stderr
+
+
+def test_images_get_a_gradient_through_a_network_that_is_quantised_and_frozen(teacher):
+    student, images = quantized(teacher), torch.randn(4, 1, 8, 8, requires_grad=True)
+    slopes = {}
+    for name, network in {"float": teacher, "quantised": student}.items():
+        with frozen(network):
+            (slopes[name],) = torch.autograd.grad(network(images).logsumexp(1).sum(), images)
+    alike = torch.cosine_similarity(slopes["float"].flatten(), slopes["quantised"].flatten(), dim=0)
+    assert alike > 0.7 and all(parameter.grad is None for parameter in student.parameters())

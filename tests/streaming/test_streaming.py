@@ -18,7 +18,7 @@ from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamBank
 from dfkd.dreams.mapped import MappedDreams
 from dfkd.errors import ArtifactError, ConfigError, TrainingError
-from dfkd.inversion import InversionRecipe
+from dfkd.inversion import InversionRecipe, memory
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.losses import jensen_shannon
 from dfkd.streaming import Dreamer, StreamingDreamDataModule, StreamingRecipe
@@ -209,3 +209,24 @@ def test_the_recovery_takes_a_stream(teacher, stream, tmp_path):
 def test_bad_settings_name_the_option_and_what_is_allowed(option, value):
     with pytest.raises(ConfigError, match=rf"streaming\.{option} must be .*got {value!r}"):
         StreamingRecipe(**{option: value})
+
+
+def test_a_stream_that_ended_elsewhere_has_all_its_dreams(teacher, stream, tmp_path):
+    """As where the ranks are processes of their own: what is left of them is the state and the files."""
+    student, data = stream(weight=0.0)
+    learn(student, teacher, data, tmp_path / "fit")
+    _, left = stream(weight=0.0)
+    told = []
+    left.on_new_batch = lambda _dreams, row: told.append(row["update"])
+    left.load_state_dict(data.state_dict())
+    assert len(left.training_set()) == 72 and told == [5, 10]
+
+
+def test_a_batch_that_is_too_large_goes_through_the_networks_in_parts(teacher, stream, tmp_path, monkeypatch):
+    ends = []
+    for free in (2**40, 2**16):
+        monkeypatch.setattr(memory, "free_bytes", lambda _device, free=free: free)
+        student, data = stream(f"free{free}", every=11, weight=0.0)
+        learn(student, teacher, data, tmp_path / f"fit{free}")
+        ends.append(data.history[-1]["loss"])
+    assert ends[0] != ends[1] and ends[0] == pytest.approx(ends[1], rel=1e-3)
