@@ -318,7 +318,7 @@ def test_an_image_that_is_a_trap_is_named_before_the_work(what, images):
     content, reason = HOSTILE_IMAGES[what]
     (images / "test" / "b" / "2.png").write_bytes(content)
     with pytest.raises(DataError, match=rf"b/2\.png.*{reason}"):
-        image_folder(SPEC, str(images)).check(Purpose.EVALUATION)
+        image_folder(SPEC, str(images)).check(SPEC, Purpose.EVALUATION)
 
 
 def test_names_of_images_and_links_lead_nowhere_else(images):
@@ -328,7 +328,7 @@ def test_names_of_images_and_links_lead_nowhere_else(images):
     (folder / "back").symlink_to(folder.resolve())  # in a circle
     (folder / "..\n\x1b[2J.png").write_bytes(b"no image")
     with pytest.raises(DataError) as refused:
-        image_folder(SPEC, str(images)).check(Purpose.EVALUATION)
+        image_folder(SPEC, str(images)).check(SPEC, Purpose.EVALUATION)
     said = str(refused.value)
     assert r"b/..\n\x1b[2J.png" in said and "link.png" in said and "2 of 4 images" in said
     assert "planted-secret" not in said and "\n" not in said

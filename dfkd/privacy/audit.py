@@ -29,7 +29,8 @@ from dfkd.privacy.comparison import COARSE, Pools, View, coarse, compare, standa
 from dfkd.privacy.figure import audit_figure
 from dfkd.procedural import pictures
 from dfkd.real_data import Purpose, RealImages
-from dfkd.real_data.subset import drawn, labels_of
+from dfkd.real_data.labels import labels_of
+from dfkd.real_data.subset import drawn
 from dfkd.reporting.figures import save_figure
 from dfkd.reporting.run_directory import AUDIT, AUDIT_PICTURE, CONFIG, product_of
 from dfkd.seeding import derive_seed
@@ -75,7 +76,7 @@ def audit_run(
         raise ConfigError(f"{run}: data=none: an audit compares dreams with real images. Run it with a data group.")
     product = product_of(run, "dream", store)
     views = _views(e)
-    e.data.check(Purpose.PRIVACY_AUDIT, Purpose.EVALUATION)
+    e.data.check(e.spec, Purpose.PRIVACY_AUDIT, Purpose.EVALUATION)
     members, others = _sample(e.data, e.spec, images, seed)
     dreams = e.spec.to_pixels(all_dreams(product).images)
     control = pictures(len(dreams), e.spec.image_shape, derive_seed(seed, "control of an audit"))

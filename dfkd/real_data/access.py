@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dfkd.errors import DataError
+from dfkd.errors import DataError, listing
+from dfkd.models.input_spec import InputSpec
+from dfkd.real_data.labels import labels_of
 
 
 class Purpose(StrEnum):
@@ -58,6 +60,8 @@ class RealImages:
             a split. None: every image is read and digested.
         class_names: of the labels, in their order; None where they are not known.
         digests: gives one text per image of a split, by its content. None: every image is read and digested.
+        splits: that there are; some people have test images alone.
+        only: numbers of the classes that were kept, in their order, among those of the whole; empty: all.
         opened: the purposes it was opened for, in order.
     """
 
@@ -66,14 +70,24 @@ class RealImages:
     content: str | Callable[[Split], str] | None = None
     class_names: Sequence[str] | None = None
     digests: Callable[[Split], Iterable[str]] | None = None
-    opened: list[str] = field(default_factory=list)
-    _identities: dict[Split, str] = field(default_factory=dict, repr=False)
+    splits: Sequence[Split] = tuple(Split)
+    only: Sequence[int] = ()
+    opened: list[str] = field(default_factory=list, init=False)
+    _identities: dict[Split, str] = field(default_factory=dict, init=False, repr=False)
+
+    def has(self, purpose: Purpose) -> bool:
+        """Whether there is the split that `purpose` opens."""
+        return ALLOWED[Purpose(purpose)] in self.splits
 
     def open(self, purpose: Purpose) -> Dataset[Any]:
-        """The split that `purpose` allows: test images to evaluate, training images for all others."""
-        purpose = Purpose(purpose)
-        self.opened.append(purpose.value)
-        return self.opener(ALLOWED[purpose])
+        """The split that `purpose` allows: test images to evaluate, training images for all others.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        split = self._split(purpose)
+        self.opened.append(Purpose(purpose).value)
+        return self.opener(split)
 
     def identity(self, purpose: Purpose) -> str:
         """What tells the images that `purpose` opens, and the order of their classes, from all others.
@@ -83,24 +97,29 @@ class RealImages:
         Raises:
             DataError: some cannot be used.
         """
-        return self._identity(ALLOWED[Purpose(purpose)])
+        return self._identity(self._split(purpose))
 
-    def check(self, *purposes: Purpose) -> None:
-        """Find out before the work whether all images that the purposes will open can be used.
+    def check(self, spec: InputSpec, *purposes: Purpose) -> None:
+        """Find out before the work whether a network of this input can use all images that the purposes will open.
 
         Raises:
             DataError: they cannot be had, or some cannot be used; it names them.
         """
-        for split in dict.fromkeys(ALLOWED[Purpose(purpose)] for purpose in purposes):
+        for split in dict.fromkeys(map(self._split, purposes)):
             self._identity(split)
-            _require_images(self.opener(split), f"{self.name}, {split}")
+            _require_images(self.opener(split), spec, f"{self.name}, {split}")
+        if self.class_names is not None and len(self.class_names) != spec.num_classes:
+            raise DataError(
+                f"data: {self.name} names {len(self.class_names)} classes ({listing(self.class_names)}), but the "
+                f"network has {spec.num_classes}. Give class_names one name for each."
+            )
 
     def require_disjoint(self, other: RealImages) -> None:
         """Raise `DataError` where this and `other` share images, as two sets of different classes must not.
 
         A few that are equal by chance or by a slip of whoever collected them, one in a hundred, are none.
         """
-        for split in Split:
+        for split in (split for split in Split if split in self.splits and split in other.splits):
             own, others = (set(images._digests(split)) for images in (self, other))
             shared = len(own & others)
             if shared > min(len(own), len(others)) / 100:
@@ -108,6 +127,16 @@ class RealImages:
                     f"data: {self.name} and {other.name} share {shared} images ({split}), so that some of their "
                     "classes are the same. Choose different classes, for instance by data.only and new_data.only."
                 )
+
+    def _split(self, purpose: Purpose) -> Split:
+        purpose = Purpose(purpose)
+        if not self.has(purpose):
+            raise DataError(
+                f"data: {self.name} has no {ALLOWED[purpose]} images, which {purpose} needs. Add them "
+                "(of a folder: data.train), or leave out what needs them: a teacher has teacher.weights=FILE, a run "
+                "its controls=[...]."
+            )
+        return ALLOWED[purpose]
 
     def _digests(self, split: Split) -> Iterable[str]:
         if self.digests is not None:
@@ -141,8 +170,8 @@ def _digest(image: Tensor) -> str:
     return hashlib.sha256(about + image.contiguous().numpy().tobytes()).hexdigest()
 
 
-def _require_images(dataset: Any, name: str) -> None:
-    """Raise `DataError` unless the first item is one of (image, label)."""
+def _require_images(dataset: Any, spec: InputSpec, name: str) -> None:
+    """Raise `DataError` unless the first item is one of (image, label), as the network takes it, and all labels are."""
     if not len(dataset):
         raise DataError(f"data: {name}: there is no image.")
     item = dataset[0]
@@ -154,6 +183,17 @@ def _require_images(dataset: Any, name: str) -> None:
         )
     if not torch.as_tensor(item[1]).numel() == 1 or torch.as_tensor(item[1]).is_floating_point():
         raise DataError(f"data: {name}: the label of an image must be the number of its class, got {item[1]!r}.")
+    if tuple(item[0].shape) != spec.image_shape:
+        raise DataError(
+            f"data: {name}: images must have the shape input.image_shape={list(spec.image_shape)}, but the first is "
+            f"{list(item[0].shape)}. Resize them as they are read, or correct input.image_shape."
+        )
+    labels = labels_of(dataset)
+    if labels.min() < 0 or labels.max() >= spec.num_classes:
+        raise DataError(
+            f"data: {name}: labels must be in [0, input.num_classes={spec.num_classes}), but they are from "
+            f"{labels.min()} to {labels.max()}. Number the classes from 0, or correct input.num_classes."
+        )
 
 
 def _described(item: Any) -> str:

@@ -33,13 +33,16 @@ def likely_order(predictions: Tensor, labels: Tensor, num_classes: int) -> list[
     return order.tolist() if best > 0.5 and best - hits.trace() / len(labels) > BETTER else None
 
 
-def doubt(logits: Tensor, labels: Tensor, class_names: Sequence[str] | None = None) -> str | None:
+def doubt(
+    logits: Tensor, labels: Tensor, class_names: Sequence[str] | None = None, only: Sequence[int] = ()
+) -> str | None:
     """What is doubtful about a trained network's accuracy on real images, for the user to read; None: nothing.
 
     Args:
         logits: of the teacher, (N, classes).
         labels: of the images (N,).
         class_names: in the order of the labels.
+        only: numbers of the labels' classes in `data.only`; empty: those of the labels.
     """
     num_classes = logits.shape[1]
     predictions = logits.argmax(1)
@@ -50,7 +53,7 @@ def doubt(logits: Tensor, labels: Tensor, class_names: Sequence[str] | None = No
         return (
             f"The teacher is right on {accuracy:.1%} of the real images, but would be on many more if the classes were "
             f"in another order{named}: it seems to have been trained with them in that one. Set "
-            f"data.only=[{','.join(map(str, order))}]."
+            f"data.only=[{','.join(str(only[label] if only else label) for label in order)}]."
         )
     confidence = logits.float().softmax(1).amax(1).mean().item()
     if accuracy < 2 / num_classes and confidence > max(SURE, 2 / num_classes) and len(labels) >= 5 * num_classes:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dfkd.errors import DataError, is_whole
 from dfkd.models.input_spec import InputSpec
-from dfkd.real_data.subset import labels_of
+from dfkd.real_data.labels import labels_of
 
 
 def check_classes(classes: int, spec: InputSpec, name: str, only: Sequence[int]) -> None:

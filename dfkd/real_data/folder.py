@@ -34,7 +34,7 @@ def image_folder(
     per_class: int = 0,
     seed: int = 0,
 ) -> RealImages:
-    """Images on disk as root/train/<class>/* and root/test/<class>/*; resized to the network's input.
+    """Images on disk as root/test/<class>/* and, if any, root/train/<class>/*; resized to the network's input.
 
     Classes are numbered by the order of their names, as by torchvision's `ImageFolder`. The folder is known by the
     content of its images (`dfkd.real_data.scan`).
@@ -42,7 +42,7 @@ def image_folder(
     Args:
         spec: the network's input.
         root: the folder.
-        train: its sub-folder for teacher training and the real-data control.
+        train: its sub-folder for teacher training and the real-data control. There need not be one.
         test: its sub-folder for evaluation.
         only: the classes to keep, by their place in the sorted folders, numbered anew in this order; empty: all.
         per_class: training images of each class to keep, drawn by `seed`; 0: all.
@@ -50,7 +50,7 @@ def image_folder(
 
     Raises:
         DataError: a folder is missing or empty, has a single class, its classes are not the network's, or training and
-            test folder have different ones.
+            test folder have different ones, or are the same.
     """
     channels = spec.image_shape[0]
     if channels not in MODES:
@@ -63,9 +63,17 @@ def image_folder(
             raise DataError(f"data.{option} must be the path of a folder, got {value!r}.")
     top = Path(root).expanduser()
     folders = {Split.TRAIN: top / train, Split.TEST: top / test}
+    if folders[Split.TRAIN].resolve() == folders[Split.TEST].resolve():
+        raise DataError(
+            f"data.train and data.test must be different folders, got {printable(top / test)} for both: what learns "
+            "from images may not be scored on them. Without training images leave data.train alone."
+        )
+    if folders[Split.TEST].is_dir() and not folders[Split.TRAIN].is_dir():
+        log.info("data.root: there is no folder %s, so no real image is learned from.", printable(top / train))
+        del folders[Split.TRAIN]
     classes = {split: _class_names(folder) for split, folder in folders.items()}
     _require_equal_classes(folders, classes)
-    names = classes[Split.TRAIN]
+    names = classes[Split.TEST]
     for folder in folders.values():
         check_classes(len(names), spec, printable(folder), only)
     _warn_of_number_order(names, only)
@@ -87,7 +95,7 @@ def image_folder(
 
     title = f"image_folder {printable(Path(root).name)}" + (f", classes {list(only)}" if only else "")
     labels = [printable(name) for name in kept]
-    images = RealImages(title, opener, content, labels, lambda split: scanned(split).values())
+    images = RealImages(title, opener, content, labels, lambda split: scanned(split).values(), tuple(folders), only)
     return few_of_each(images, per_class, seed)
 
 
@@ -139,7 +147,7 @@ def _class_names(folder: Path) -> list[str]:
 
 def _require_equal_classes(folders: dict[Split, Path], classes: dict[Split, list[str]]) -> None:
     # Labels are numbered by the order of the names: other names would give other numbers.
-    train, test = (set(classes[split]) for split in Split)
+    train, test = (set(classes.get(split, classes[Split.TEST])) for split in Split)
     if train != test:
         differing = [f"{names} only in {printable(folders[split])}" for split, names in (
             (Split.TRAIN, listing(map(printable, sorted(train - test)))),

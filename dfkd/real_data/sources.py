@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,9 +121,11 @@ def _of_classes(only: Sequence[int], images: RealImages) -> RealImages:
     def content(split: Split) -> str:
         return f"{whole(split) if callable(whole) else whole}, classes {list(only)}"
 
-    return RealImages(
-        f"{images.name}, classes {list(only)}",
-        lambda split: OfClasses(images.opener(split), only),
-        content,
-        None if names is None else [names[label] for label in only],
+    return replace(
+        images,
+        name=f"{images.name}, classes {list(only)}",
+        opener=lambda split: OfClasses(images.opener(split), only),
+        content=content,
+        class_names=None if names is None else [names[label] for label in only],
+        only=only,
     )

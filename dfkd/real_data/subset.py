@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset
 
 from dfkd.errors import DataError, is_whole
 from dfkd.real_data.access import RealImages, Split
+from dfkd.real_data.labels import labels_of
 from dfkd.seeding import derive_seed
 
 
@@ -38,7 +40,7 @@ def few_of_each(images: RealImages, per_class: int, seed: int) -> RealImages:
         return whole if split is Split.TEST else f"{whole}, {per_class} of each class by seed {seed}"
 
     name = f"{images.name}, {per_class} training images of each class"
-    return RealImages(name, opener, content, images.class_names, images.digests)
+    return replace(images, name=name, opener=opener, content=content)
 
 
 def drawn(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
@@ -49,14 +51,3 @@ def drawn(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(seed, "few of each class", label))
         places.append(of_class[torch.randperm(len(of_class), generator=generator)[:count]])
     return torch.cat(places)
-
-
-def labels_of(images: Any) -> Tensor:
-    """The labels (N,) of a data set; its images are read where it does not tell them otherwise."""
-    if isinstance(images, Subset):
-        return labels_of(images.dataset)[torch.as_tensor(images.indices)]
-    if isinstance(images, TensorDataset):
-        return images.tensors[1]
-    if hasattr(images, "targets"):
-        return torch.as_tensor(images.targets)
-    return torch.tensor([int(images[place][1]) for place in range(len(images))])

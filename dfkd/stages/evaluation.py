@@ -77,7 +77,7 @@ def score_teacher(recipe: TeacherScoring, inputs: Inputs, workplace: Workplace) 
     """Accuracy of `teacher` on the test `images`, and whether these seem to be numbered as its classes are."""
     teacher, images, options = load(inputs["network"], inputs["teacher"]), inputs["images"], workplace.options
     logits, labels = logits_of(teacher, images.open(), options.torch_device(), options.num_workers)
-    doubtful = doubt(logits, labels, images.data.class_names)
+    doubtful = doubt(logits, labels, images.data.class_names, images.data.only)
     right = accuracy(logits.argmax(1), labels, recipe.spec.num_classes)
     return {"accuracy": right, "warnings": [] if doubtful is None else [doubtful]}
 

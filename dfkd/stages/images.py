@@ -33,7 +33,7 @@ class Images:
 
     def check(self) -> None:
         """Find out now whether all images can be used (`DataError`)."""
-        self.data.check(self.purpose)
+        self.data.check(self.spec, self.purpose)
 
     def open(self) -> Dataset[Any]:
         """The images, (normalised image (C, H, W), label)."""

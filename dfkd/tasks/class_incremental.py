@@ -162,7 +162,7 @@ def _controls(e: Experiment, steps: list[Step], teacher: Stage) -> dict[str, lis
     chosen = {
         name: _in_steps(steps, name, teacher, recipe, nothing) for name, recipe in recipes.items() if name in e.controls
     }
-    if "joint" in e.controls and e.data is not None:
+    if "joint" in e.controls and e.has_training_images:
         chosen["joint"] = _in_steps(steps, "joint", teacher, one_softmax, real)
     return chosen
 

@@ -118,6 +118,11 @@ class Experiment:
         return Images(self.data, purpose, self.spec)
 
     @property
+    def has_training_images(self) -> bool:
+        """Whether there are real images to learn from; some people have test images alone, or none."""
+        return self.data is not None and self.data.has(Purpose.REAL_DATA_CONTROL)
+
+    @property
     def num_images(self) -> int:
         """Dreams that train the student, those that are streamed among them."""
         streamed = self.streaming.new_batches(self.distillation.updates)

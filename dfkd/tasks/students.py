@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dfkd.distillation.recipe import DistillationRecipe
-from dfkd.errors import ConfigError
+from dfkd.errors import ConfigError, require
 from dfkd.pruning.method import PruningMethod
 from dfkd.quantization.recipe import QuantizationRecipe
 from dfkd.real_data import Purpose
@@ -57,7 +57,7 @@ def control_lessons(e: Experiment, dreams: Stage) -> dict[str, Lesson]:
     if "procedural" in e.controls:
         pictures = {**count, "families": tuple(e.inversion.start_families)}
         lessons["procedural"] = Lesson(learn_from_pictures, LearningFromPictures, inputs, pictures)
-    if "real" in e.controls and e.data is not None:
+    if "real" in e.controls and e.has_training_images:
         real = inputs | {"images": e.images(Purpose.REAL_DATA_CONTROL)}
         lessons["real"] = Lesson(learn_from_real_images, LearningFromControl, real, count)
     return lessons
@@ -138,3 +138,6 @@ def check_learning(e: Experiment) -> None:
             f"inversion.competition_weight is {inversion.competition_weight}, but all dreams are made before there is "
             "a student to compete with. Set it to 0, or stream dreams with streaming.every=K."
         )
+    if e.streaming.every:
+        allowed = "0 with streaming.every above 0: a streamed batch stands alone"
+        require(not inversion.feature_history, "inversion.feature_history", inversion.feature_history, allowed)

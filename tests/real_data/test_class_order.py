@@ -24,6 +24,9 @@ def test_the_order_that_fits_is_found(num_classes, right):
     assert order == meant.argsort().tolist()
     text = doubt(logits_of(predictions, num_classes), labels, [f"name{k}" for k in range(num_classes)])
     assert f"data.only=[{','.join(map(str, order))}]" in text and f"(name{order[0]}, name{order[1]}" in text
+    only = [3 * number + 1 for number in range(num_classes)]  # of a data set with more classes
+    text = doubt(logits_of(predictions, num_classes), labels, only=only)
+    assert f"data.only=[{','.join(str(only[place]) for place in order)}]" in text
 
 
 @pytest.mark.parametrize("right", [0.0, 0.1, 0.5, 1.0])

@@ -235,9 +235,9 @@ def test_a_file_of_16_bits_is_scaled_and_named_where_it_cannot_be(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             Image.fromarray(DEEP).save(tmp_path / split / name / "deep.png")
     source = image_folder(spec, str(tmp_path))
-    source.check(Purpose.EVALUATION)
+    source.check(spec, Purpose.EVALUATION)
     image, _ = source.open(Purpose.EVALUATION)[0]
     torch.testing.assert_close(image * 0.25 + 0.5, expected(DEEP / 65535, 1))
     Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "test" / "b" / "float.tiff")
     with pytest.raises(DataError, match=r"b/float.tiff \(PIL reads it in mode F, .* save it with 8 or 16 bits\)"):
-        image_folder(spec, str(tmp_path)).check(Purpose.EVALUATION)
+        image_folder(spec, str(tmp_path)).check(spec, Purpose.EVALUATION)

@@ -214,9 +214,9 @@ DAMAGES = {
 def test_what_cannot_be_used_is_named_by_the_check(folder, damage):
     damage(folder / "test" / "b" / "1.png")
     source = image_folder(SPEC, str(folder))
-    source.check(TRAIN)
+    source.check(SPEC, TRAIN)
     with pytest.raises(DataError, match=rf"1 of 9 images in .*/test cannot be used: b/1.png \(.*{DAMAGES[damage]}"):
-        source.check(TRAIN, TEST)
+        source.check(SPEC, TRAIN, TEST)
     if damage is not pipe:  # which nobody can open
         with pytest.raises(DataError, match=r"b/1.png cannot be used"):
             list(source.open(TEST))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from dfkd.errors import DataError
 from dfkd.models import InputSpec
 from dfkd.real_data import Purpose, RealImages, cifar, digits, image_folder, no_data
 from dfkd.real_data.datamodule import RealDataModule, random_subset
-from dfkd.real_data.subset import labels_of
+from dfkd.real_data.labels import labels_of
 from dfkd.training.data import Stream
 
 
@@ -132,11 +134,39 @@ def test_the_splits_have_identities_of_their_own(spec):
         ([(torch.zeros(1, 2, 2, dtype=torch.uint8), 0)], r"first item is \(a torch.uint8 tensor \(1, 2, 2\), int\)"),
         ([(torch.zeros(2, 2), 0)], "first item is"),
         ([(torch.zeros(1, 2, 2), 0.5)], "label of an image must be the number of its class, got 0.5"),
+        ([(torch.zeros(3, 2, 2), 0)], r"the shape input\.image_shape=\[1, 2, 2\], but the first is \[3, 2, 2\]"),
+        ([(torch.zeros(1, 2, 2), label) for label in (0, 1, 2)], r"input\.num_classes=2\), but they are from 0 to 2"),
+        ([(torch.zeros(1, 2, 2), label) for label in (0, -1)], "from -1 to 0"),
+        ([(torch.zeros(1, 2, 2), label) for label in (0, 1)], r"names 1 classes \(cat\), but the network has 2"),
     ],
 )
 def test_images_of_ones_own_that_are_none_are_found_by_the_check(items, message):
+    source = RealImages("mine", lambda split: items, content="mine", class_names=["cat"])
     with pytest.raises(DataError, match=message):
-        RealImages("mine", lambda split: items, content="mine").check(Purpose.EVALUATION)
+        source.check(spec(1, 2, (2, 2)), Purpose.EVALUATION)
+
+
+def test_test_images_alone_are_enough_to_score_on(tmp_path, caplog):
+    root = make_folder(tmp_path / "photos")
+    shutil.rmtree(root / "train")
+    with caplog.at_level("INFO"):
+        source = image_folder(spec(), str(root), per_class=2)
+    assert "no real image is learned from" in caplog.text
+    source.check(spec(), Purpose.EVALUATION)
+    assert len(source.open(Purpose.EVALUATION)) == 6 and not source.has(Purpose.REAL_DATA_CONTROL)
+    for purpose in (Purpose.TEACHER_TRAINING, Purpose.REAL_DATA_CONTROL, Purpose.PRIVACY_AUDIT):
+        with pytest.raises(DataError, match=f"has no train images, which {purpose} needs"):
+            source.check(spec(), purpose)
+    with pytest.raises(DataError, match=r"share 6 images \(test\)"):
+        source.require_disjoint(image_folder(spec(), str(make_folder(tmp_path / "others"))))
+
+
+def test_nothing_learns_from_the_images_that_score_it(tmp_path):
+    root = make_folder(tmp_path / "photos")
+    (root / "linked").symlink_to(root / "test")
+    for train in ("test", "linked", "../photos/test"):
+        with pytest.raises(DataError, match="must be different folders"):
+            image_folder(spec(), str(root), train=train)
 
 
 def test_missing_empty_and_single_class_folders_are_refused(tmp_path):
@@ -167,7 +197,7 @@ def test_an_animation_is_refused_by_name(tmp_path):
     frames = [Image.new("L", (10, 12), shade) for shade in (10, 200)]
     frames[0].save(root / "test" / "class0" / "moving.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match=r"moving\.gif \(it holds 2 pictures"):
-        image_folder(spec(), str(root)).check(Purpose.EVALUATION)
+        image_folder(spec(), str(root)).check(spec(), Purpose.EVALUATION)
 
 
 def test_a_folder_of_ones_home_is_found(tmp_path, monkeypatch):
