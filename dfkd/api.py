@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from dfkd.evaluation.criterion import distances, nearest, unseen_pictures
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.batch_norm import require_batch_norm
-from dfkd.models.input_spec import InputSpec, count_classes
+from dfkd.models.input_spec import InputSpec, count_classes, require_image_shape
 from dfkd.models.probe import digest, module_identity
 from dfkd.pruning import prune_by_global_magnitude
 from dfkd.pruning.sparsity import prunable_weights
@@ -41,7 +42,7 @@ def invert(
     teacher: nn.Module,
     num_images: int = 1024,
     *,
-    image_shape: tuple[int, int, int],
+    image_shape: Sequence[int],
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -80,14 +81,17 @@ def invert(
         raise ConfigError(
             "clip must be False without mean and std, got True: valid pixels are not known. Or give clip_limit."
         )
-    settings: InversionRecipe = _recipe(InversionRecipe, {"num_images": num_images, **recipe}).fitted(image_shape)
-    determined_by = {"teacher": module_identity(teacher, image_shape), "spec": plain(spec), "seed": seed}
+    options = {"num_images": num_images, **recipe}
+    settings: InversionRecipe = _recipe(InversionRecipe, options).fitted(spec.image_shape)
+    seed = _seed(seed)
+    trainer = _trainer(accelerator)
+    determined_by = {"teacher": module_identity(teacher, spec.image_shape), "spec": plain(spec), "seed": seed}
     if earlier is not None:
+        require(settings.start == "dreams", "start", settings.start, '"dreams" with earlier, or leave out earlier')
         determined_by["earlier"] = digest((earlier.images, earlier.labels))
 
     def make(place: Path) -> dict[str, Any]:
-        workplace = Workplace(place, TrainerOptions(accelerator=accelerator), name="dream")
-        fill_bank(teacher, settings, spec, seed, workplace, earlier)
+        fill_bank(teacher, settings, spec, seed, Workplace(place, trainer, name="dream"), earlier)
         return bank_notes(settings)
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -112,29 +116,47 @@ def load_dreams(run: str | Path, store: str | Path | None = None) -> Dreams:
 
 
 def _recipe(kind: type, options: dict[str, Any]) -> Any:
-    """The recipe of some options (`ConfigError` for one that it does not have)."""
+    """The recipe of some options, numbers of numpy's among them (`ConfigError` for one that it does not have)."""
     known = [option.name for option in fields(kind)]
     for name in options:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ConfigError(f"{name} is not an option of {kind.__name__}.{hint}")
-    return kind(**options)
+    return kind(**{name: _plain(value) for name, value in options.items()})
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _seed(value: Any) -> int:
+    seed = _plain(value)
+    require(isinstance(seed, int), "seed", value, "a whole number")
+    return int(seed)
+
+
+def _trainer(accelerator: str) -> TrainerOptions:
+    options = TrainerOptions(accelerator=accelerator)
+    options.torch_device()  # raises where there is none such
+    return options
 
 
 def _spec_of(
     teacher: nn.Module,
-    image_shape: tuple[int, int, int],
+    image_shape: Sequence[int],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> InputSpec:
+    require_image_shape(image_shape)
+    shape = image_shape[0], image_shape[1], image_shape[2]
     if (mean is None) != (std is None):
         raise ConfigError("mean and std must be given both or neither: clipping to valid pixels needs both.")
-    classes = count_classes(teacher, image_shape)  # first: it checks the shape
+    classes = count_classes(teacher, shape)
     if mean is None or std is None:
-        mean, std = [0.0] * image_shape[0], [1.0] * image_shape[0]
-    means, stds = (tuple(v) if isinstance(v, Iterable) else v for v in (mean, std))
-    return InputSpec(image_shape, classes, means, stds)  # which refuses what is no list
+        mean, std = [0.0] * shape[0], [1.0] * shape[0]
+    means, stds = (tuple(map(_plain, v)) if isinstance(v, Iterable) else v for v in (mean, std))
+    return InputSpec(shape, classes, means, stds)  # which refuses what is no list
 
 
 def prune(teacher: nn.Module, amount: float = 0.75) -> nn.Module:
@@ -188,12 +210,13 @@ def recover(
         TrainingError: the loss was not finite.
     """
     settings: DistillationRecipe = _recipe(DistillationRecipe, recipe)
+    seed, options = _seed(seed), _trainer(accelerator)
+    require(isinstance(dreams, Dreams), "dreams", type(dreams).__name__, "those of dfkd.invert or dfkd.load_dreams")
     channels, height, width = dreams.images.shape[1:]
     own, teachers = (count_classes(network, (channels, height, width)) for network in (student, teacher))
     require(own == teachers, "the number of the student's classes", own, f"its teacher's, {teachers}")
     data = DreamDataModule(dreams, Stream(settings.batch_size, settings.updates, seed))
     held_out = data.held_out_set() if dreams.num_held_out else None
-    options = TrainerOptions(accelerator=accelerator)
     candidates = {"as it came": copy.deepcopy(student)} if keep_nearest and settings.updates else {}
     with tempfile.TemporaryDirectory() as temporary:
         history = recover_student(

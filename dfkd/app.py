@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -21,9 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from dfkd import config, plan, store_command
 from dfkd.budget import WITHIN, options_within
+from dfkd.costs import known_teacher
 from dfkd.deployment import benchmark, export, use
 from dfkd.errors import ArtifactError, ConfigError, DfkdError
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
@@ -75,7 +78,8 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
         try:
             experiment, stages = checked_experiment(cfg, run_dir)
             if cfg.seconds is not None:
-                cfg = _within_seconds(cfg, experiment, run_dir)
+                teacher = known_teacher(experiment, stages, Store(Path(cfg.store)))
+                cfg = _within_seconds(cfg, experiment, teacher, run_dir)
                 experiment, stages = checked_experiment(cfg, run_dir)
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, stages, metrics, run_dir)
@@ -130,7 +134,7 @@ def _command(run_dir: Path) -> str:
     overrides = HydraConfig.get().overrides.task
     given = cast(list[str], OmegaConf.to_container(overrides, resolve=False))  # what they refer to may be a secret
     options = [option for option in given if not option.startswith("run_dir=")]
-    return shlex.join(["dfkd", *options, f"run_dir={run_dir}"]) + "\n"
+    return shlex.join(["dfkd", *options, config.as_override("run_dir", str(run_dir))]) + "\n"
 
 
 def _with_remedy(error: BaseException) -> BaseException:
@@ -148,7 +152,7 @@ def _log_failure(error: BaseException) -> None:
             handler.handle(record)
 
 
-def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> DictConfig:
+def _within_seconds(cfg: DictConfig, experiment: Experiment, teacher: nn.Module | None, run_dir: Path) -> DictConfig:
     """The configuration with as many dreams and updates as there is time for.
 
     They are kept in the run's directory: the same run, when it continues, does what it began.
@@ -156,7 +160,7 @@ def _within_seconds(cfg: DictConfig, experiment: Experiment, run_dir: Path) -> D
     kept, of = run_dir / BUDGET, config.config_hash(cfg)
     options = _kept_options(kept, of)
     if options is None:
-        options = options_within(experiment, cfg.seconds)
+        options = options_within(experiment, cfg.seconds, teacher)
         write_json(kept, {"configuration": of, "options": options})
     return with_options(cfg, options)
 
@@ -239,6 +243,7 @@ def main() -> None:
         elif sys.argv[1] in COMMANDS:
             COMMANDS[sys.argv[1]](sys.argv[2:])
         else:
+            _refuse_word(sys.argv[1])
             config.refuse_renamed(sys.argv[1:])
             with first_of_the_launched() as first:
                 if first:
@@ -253,6 +258,14 @@ def main() -> None:
             f"dfkd: error: {error}. Check that run_dir and store are folders that can be written to, with room. What "
             "was finished is kept: the same command then continues."
         )
+
+
+def _refuse_word(first: str) -> None:
+    """Raise `ConfigError` where what a command line begins with is neither a command nor an option."""
+    if "=" not in first and not first.startswith(("-", "~")):
+        close = difflib.get_close_matches(first, COMMANDS, n=1)
+        hint = f"Did you mean dfkd {close[0]}?" if close else "There are: " + ", ".join(COMMANDS)
+        raise ConfigError(f"{first} is no command of dfkd, and no option KEY=VALUE. {hint}")
 
 
 def _raise_failures() -> None:

@@ -1,8 +1,13 @@
-"""A budget of seconds: how many dreams and updates a run has time for, from what one of each takes here."""
+"""A budget of seconds: how many dreams and updates a run has time for, from what one of each takes here.
+
+A teacher that is to be trained, the controls and the scores take theirs besides.
+"""
 
 from __future__ import annotations
 
 import logging
+
+from torch import nn
 
 from dfkd.costs import Costs, measured
 from dfkd.errors import ConfigError, require
@@ -41,12 +46,14 @@ def split(e: Experiment, seconds: float, costs: Costs) -> dict[str, int]:
     return {"inversion.num_images": batches * size, "distillation.updates": max(LEAST_UPDATES, updates // 10 * 10)}
 
 
-def options_within(e: Experiment, seconds: float) -> dict[str, int]:
-    """`split` by what was `measured`, and a line in the log that says so."""
+def options_within(e: Experiment, seconds: float, teacher: nn.Module | None = None) -> dict[str, int]:
+    """`split` by what was `measured`, with the `teacher` where it is known, and a line in the log that says so."""
     require(seconds > 0, "seconds", seconds, "above 0, or null")
     require(not e.streaming.every, "seconds", seconds, "null where dreams are streamed (streaming.every)")
     require(e.task != "class_incremental", "seconds", seconds, "null with task=class_incremental")
-    costs = measured(e)
+    allowed = "null with distillation.updates=0, which is no time for learning"
+    require(e.distillation.updates > 0, "seconds", seconds, allowed)
+    costs = measured(e, teacher)
     options = split(e, seconds, costs)
     log.info(
         "seconds=%g: a batch of %d dreams takes %.1f s here and an update %.2g s, so %s.",

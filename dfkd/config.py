@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -201,7 +201,9 @@ def with_quoting(message: str, overrides: Sequence[str]) -> str:
     Hydra reads `=`, `~`, commas, brackets and blanks in a value as syntax of its own; file names may have them.
     """
     for override in overrides:
-        option, _, value = override.partition("=")
+        option, assigned, value = override.partition("=")
+        if not assigned or option.startswith("-"):  # a command, a flag or a file
+            continue
         try:
             OverridesParser.create().parse_override(override)
         except HydraException:
@@ -253,6 +255,37 @@ def require_complete(cfg: DictConfig) -> None:
             f"These options have no value yet: {', '.join(missing)}. Give them on the command line (KEY=VALUE) or in "
             "the experiment file."
         )
+
+
+def require_known(cfg: DictConfig) -> None:
+    """Raise `ConfigError` naming a key that is no option: Hydra lets `+` add any, and nothing would read it."""
+
+    def compare(node: DictConfig, schema: DictConfig, parent: str) -> None:
+        known = set(map(str, schema))  # asked itself, the schema would not tell of keys without a value
+        for key in map(str, node):
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f" Did you mean {parent}{close[0]}?" if close else ""
+                raise ConfigError(
+                    f"{parent}{key} is not an option.{hint} Arguments of a network of your own belong to it: "
+                    f"+model.{key}=..."
+                )
+            if is_dataclass(OmegaConf.get_type(schema, key)):
+                compare(node[key], schema[key], f"{parent}{key}.")
+
+    compare(cfg, _schema(), "")
+
+
+def as_override(option: str, value: str) -> str:
+    """An override that gives an option a text, in quotes where Hydra would take some of it for syntax of its own."""
+    bare = f"{option}={value}"
+    try:
+        if OverridesParser.create().parse_override(bare).value() == value:
+            return bare
+    except HydraException:
+        pass
+    quoted = value.replace('"', '\\"')
+    return f'{option}="{quoted}"'
 
 
 def plain(node: Any) -> Any:

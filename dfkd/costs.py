@@ -21,7 +21,10 @@ from dfkd.evaluation.scores import logits_of
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.models.freezing import learning
+from dfkd.stages.networks import load
+from dfkd.store import Store
 from dfkd.tasks.experiment import Experiment
+from dfkd.tasks.task import Plan
 from dfkd.training.data import Stream
 from dfkd.training.fit import Workplace, fit
 from dfkd.training.teacher import TeacherTraining
@@ -51,6 +54,18 @@ class Costs:
     image: float = 0.0
     iterations: int = 0
     memory: int = 0
+
+
+def known_teacher(e: Experiment, plan: Plan, store: Store) -> nn.Module | None:
+    """The teacher with its weights, where they are given or in the store; None where it is still to be trained."""
+    product = store.find(plan["teacher"][0].kind, plan["teacher"][0].determined_by)
+    if product is not None:
+        return load(e.network, product)
+    if e.teacher.weights is None:
+        return None
+    teacher = e.network.build()
+    e.teacher.weights.load(teacher)
+    return teacher.eval()
 
 
 def measured(e: Experiment, teacher: nn.Module | None = None) -> Costs:

@@ -34,6 +34,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
     Raises:
         DfkdError: a value cannot work.
     """
+    config.require_known(cfg)
     config.require_complete(cfg)
     require(cfg.task in TASKS, "task", cfg.task, f"one of {tuple(TASKS)}")
     task = TASKS[cfg.task]
@@ -66,7 +67,7 @@ def make_experiment(cfg: DictConfig) -> Experiment:
         rounds=cfg.rounds,
         controls=controls,
         incremental=incremental,
-        data=config.instantiate("data", cfg.data, spec),
+        data=images_of("data", cfg.data, spec),
         new_data=_new_data(cfg, spec, incremental),
         verifier=_verifier(cfg, spec),
         options=config.typed(cfg.trainer),
@@ -150,9 +151,20 @@ def _verifier(cfg: DictConfig, spec: InputSpec) -> Verifier:
     )
 
 
+def images_of(group: str, node: DictConfig, spec: InputSpec) -> RealImages | None:
+    """The real images of a config group; None where it is `none` (`ConfigError` where they are something else)."""
+    images = config.instantiate(group, node, spec)
+    if images is not None and not isinstance(images, RealImages):
+        raise ConfigError(
+            f"{group}._target_ must give dfkd.real_data.RealImages, or None, but {node._target_} gave a "
+            f"{type(images).__name__}. Return RealImages(name, opener)."
+        )
+    return images
+
+
 def _new_data(cfg: DictConfig, spec: InputSpec, incremental: IncrementalRecipe) -> tuple[RealImages, ...]:
     count, steps = incremental.new_classes, incremental.steps
-    if not count or cfg.task != "class_incremental":
+    if not count or cfg.task != "class_incremental" or cfg.new_data._target_ == "dfkd.real_data.no_data":
         return ()
     nodes = [cfg.new_data]
     if steps > 1:
@@ -165,7 +177,7 @@ def _new_data(cfg: DictConfig, spec: InputSpec, incremental: IncrementalRecipe) 
             for first in range(0, steps * count, count)
         ]
     try:
-        images = [config.instantiate("new_data", node, replace(spec, num_classes=count)) for node in nodes]
+        images = [images_of("new_data", node, replace(spec, num_classes=count)) for node in nodes]
     except DataError as error:
         raise DataError(
             f"new_data: {error} (For new classes incremental.new_classes={count} is what counts.)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
+from dfkd import config
 from dfkd.budget import options_within
-from dfkd.costs import Costs, measured_in_full
+from dfkd.costs import Costs, known_teacher, measured_in_full
 from dfkd.errors import ConfigError
 from dfkd.experiment_config import checked_experiment, with_options
 from dfkd.files import size_text
@@ -25,7 +26,6 @@ from dfkd.stages import Stage
 from dfkd.stages.dreams import Dreaming
 from dfkd.stages.evaluation import Comparison, Quality, Scoring, TeacherScoring
 from dfkd.stages.learning import Learning, LearningFromStream
-from dfkd.stages.networks import load
 from dfkd.stages.teacher import Trained
 from dfkd.store import Store
 from dfkd.tasks import Experiment, Plan
@@ -44,18 +44,6 @@ class Estimate:
     does: str
     seconds: float
     found: bool = False
-
-
-def known_teacher(e: Experiment, plan: Plan, store: Store) -> nn.Module | None:
-    """The teacher with its weights, where they are given or in the store; None where it is still to be trained."""
-    product = store.find(plan["teacher"][0].kind, plan["teacher"][0].determined_by)
-    if product is not None:
-        return load(e.network, product)
-    if e.teacher.weights is None:
-        return None
-    teacher = e.network.build()
-    e.teacher.weights.load(teacher)
-    return teacher.eval()
 
 
 def estimates(plan: Plan, store: Store, costs: Costs, last: str) -> list[Estimate]:
@@ -151,7 +139,8 @@ def planned(cfg: DictConfig) -> tuple[Experiment, list[Estimate], Costs, bool]:
     store = Store(Path(cfg.store))
     e, plan = checked_experiment(cfg, None)
     if cfg.seconds is not None:
-        e, plan = checked_experiment(with_options(cfg, options_within(e, cfg.seconds)), None)
+        within = options_within(e, cfg.seconds, known_teacher(e, plan, store))
+        e, plan = checked_experiment(with_options(cfg, within), None)
     if e.task == "class_incremental":
         raise ConfigError("dfkd plan knows recovery and transfer, got task=class_incremental.")
     teacher = known_teacher(e, plan, store)
@@ -161,8 +150,14 @@ def planned(cfg: DictConfig) -> tuple[Experiment, list[Estimate], Costs, bool]:
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of `dfkd plan`."""
+    parser = argparse.ArgumentParser(
+        prog="dfkd plan", description="What the run with these options would do here, how long and in how much memory."
+    )
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="as for the run (dfkd --help)")
+    options = parser.parse_args(arguments).options
+    config.refuse_renamed(options)
     with initialize_config_module("dfkd.conf", version_base="1.3"):
-        cfg = compose("config", overrides=list(arguments), return_hydra_config=True)
+        cfg = compose("config", overrides=options, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from rich.table import Table
 from dfkd.errors import ConfigError
 from dfkd.files import size_text
 from dfkd.locking import locked
-from dfkd.reporting.run_directory import ARTIFACTS, NEXT, RESULT, STATUS
+from dfkd.reporting.run_directory import ARTIFACTS, COMPLETE, NEXT, RESULT, runs_under
 from dfkd.store import VERSION, Store, folder_size
 
 
@@ -74,17 +74,11 @@ def entries(store: Store, runs: Sequence[Path]) -> list[Entry]:
 def _references(folders: Sequence[Path]) -> dict[str, list[Path]]:
     """Runs under some folders by the products that they refer to."""
     found: dict[str, list[Path]] = {}
-    for run in _runs(folders):
-        files = [place / name for place in (run, run / NEXT) for name in (RESULT, ARTIFACTS)]
+    for run in (run for folder in folders for run in runs_under(folder)):
+        files = [place / name for place in (run, run / NEXT, run / COMPLETE) for name in (RESULT, ARTIFACTS)]
         for identity in dict.fromkeys(identity for file in files for identity in _named(file)):
             found.setdefault(identity, []).append(run)
     return found
-
-
-def _runs(folders: Sequence[Path]) -> Iterator[Path]:
-    for folder in folders:
-        places = {path.parent for name in (STATUS, RESULT, ARTIFACTS) for path in folder.rglob(name)}
-        yield from sorted({place.parent if place.name == NEXT else place for place in places})
 
 
 def _named(path: Path) -> list[str]:
@@ -183,10 +177,9 @@ def main(arguments: Sequence[str]) -> None:
     if not parsed.store.is_dir():
         raise ConfigError(f"dfkd store: STORE must be a folder, got {parsed.store}, which is not there.")
     by_reference = parsed.verb == "gc" and not parsed.older
-    if by_reference and not any(_runs(parsed.runs)):  # all of the store would seem to be unused
-        raise ConfigError(
-            f"--runs must be folders with runs, got {', '.join(map(str, parsed.runs))}, where there is none."
-        )
+    for folder in parsed.runs if by_reference else ():
+        if not runs_under(folder):  # what the runs that are meant refer to would seem to be unused
+            raise ConfigError(f"--runs must be folders with runs, got {folder}, where there is none.")
     found = entries(Store(parsed.store), parsed.runs)
     if parsed.verb == "ls":
         _ls(found)

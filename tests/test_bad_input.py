@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import DREAMS, LEARNING, TINY, command, without_training
+import torch
+from conftest import DREAMS, LEARNING, TINY, command, result_of, without_training
+from PIL import Image
 
 import dfkd
 from dfkd.errors import ConfigError
@@ -52,10 +55,16 @@ BAD_INPUT = {
         ["distillation.patience=3", "inversion.num_held_out=0"],
         "inversion.num_held_out must be 1 or more with",
     ),
+    "a stream with a history": (
+        ["streaming.every=5", "inversion.feature_history=2"], "inversion.feature_history must be 0 with streaming",
+    ),
+    "images that are a data set and no source of one": (
+        ["data._target_=torch.utils.data.TensorDataset"], "must give dfkd.real_data.RealImages, or None",
+    ),
     "a missing folder": (["data=image_folder", "data.root=nowhere"], "there is no folder nowhere/train"),
     "a run directory inside a file": (["run_dir=file/run"], "Check that run_dir and store"),
     "more dreams than the disk can hold": (["inversion.num_images=1000000000000"], "MiB free"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
@@ -103,3 +112,46 @@ def test_what_a_users_own_constructor_raises_is_told_without_a_traceback(tmp_pat
 def test_python_calls_name_an_option_that_is_not_there(teacher):
     with pytest.raises(ConfigError, match=r"iteration is not an option of InversionRecipe\. Did you mean iterations"):
         dfkd.invert(teacher, 8, image_shape=(1, 8, 8), iteration=5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_told_before_the_work(teacher, tmp_path):
+    done = command([*TINY, "trainer.accelerator=gpu"], tmp_path, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "trainer.accelerator=gpu and trainer.device=0 must be what this machine has" in done.stderr
+    assert not list(tmp_path.glob("artifacts/*/*"))
+    with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu"):
+        dfkd.invert(teacher, 8, image_shape=(1, 8, 8), accelerator="gpu")
+
+
+def test_test_images_alone_score_a_run_without_its_control(finished, tmp_path):
+    """And no option lets a student learn from them."""
+    for label in range(10):
+        folder = tmp_path / "photographs" / "test" / f"digit{label}"
+        folder.mkdir(parents=True)
+        Image.new("L", (8, 8), 20 * label).save(folder / "one.png")
+    options = [*without_training(TINY), "data=image_folder", "data.root=photographs", "distillation.updates=2"]
+    weights = next((finished / "artifacts" / "teacher").glob("*/weights.safetensors"))
+    given = ["teacher=pretrained", f"teacher.weights={weights}", "controls=[real]"]
+    command([*options, *given, "run_dir=run"], tmp_path)
+    result = result_of(tmp_path)
+    assert result["recovered"]["accuracy"] is not None and result["controls"]["real"] is None
+    assert result["data"]["opened_for"] == ["evaluation"]
+    done = command([*options, *given, "data.train=test", "run_dir=run"], tmp_path, check=False)
+    assert done.returncode == 1 and "data.train and data.test must be different folders" in done.stderr
+    done = command([*options, "teacher=trained", "run_dir=run"], tmp_path, check=False)
+    assert done.returncode == 1 and "has no train images, which teacher training needs" in done.stderr
+
+
+def test_python_calls_take_lists_and_numbers_of_numpy(teacher, tmp_path):
+    arguments = {"mean": np.array([0.3]), "std": np.array([0.3]), "seed": np.int64(3), "iterations": np.int64(2)}
+    dreams = dfkd.invert(
+        teacher, 8, image_shape=[1, 8, 8], directory=tmp_path, learning_rate=np.float32(0.1), **arguments
+    )
+    assert len(dreams.images) == 8
+    with pytest.raises(ConfigError, match='start must be "dreams" with earlier'):
+        dfkd.invert(teacher, 8, image_shape=(1, 8, 8), earlier=dreams)
+    with pytest.raises(ConfigError, match="seed must be a whole number, got 0.5"):
+        dfkd.invert(teacher, 8, image_shape=(1, 8, 8), seed=0.5)
+    with pytest.raises(ConfigError, match=r"dreams must be those of dfkd\.invert"):
+        dfkd.recover(dfkd.prune(teacher, 0.5), teacher, dreams.images)

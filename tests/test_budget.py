@@ -70,3 +70,8 @@ def test_a_run_within_seconds_says_what_it_chose_and_continues_with_it(tmp_path)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert {"dream", "recover"} <= set(result["reused"])
     command([*options, "seed=1"], tmp_path)  # another run in the same folder chooses anew
+
+
+def test_no_time_is_given_to_a_training_that_is_not_to_be():
+    with pytest.raises(ConfigError, match=r"seconds must be null with distillation\.updates=0"):
+        options_within(experiment(*LEARNING, "distillation.updates=0"), 60)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 import dfkd.conf
 from dfkd import config
+from dfkd.config import as_override
 from dfkd.errors import ConfigError, DfkdError
 from dfkd.experiment_config import make_experiment
 from dfkd.models.cost import parameters
@@ -281,3 +283,9 @@ def test_names_of_before_are_refused_with_those_of_today(override, new):
 def test_names_that_only_look_like_those_of_before_are_taken():
     config.refuse_renamed(["teacher=given_by_me", "+judges=1", "name=judge", "experiment=cifar10_resnet20_mine"])
     assert "judge is called verifier now" in config.with_new_names("Key 'judge' not in 'Schema'")
+
+
+@pytest.mark.parametrize("value", ["runs/a", "runs/a=b", "a,b (1)", 'x"y', "null", "12", "it's", "[x]", "${a}"])
+def test_a_text_is_given_as_hydra_reads_it(value):
+    override = as_override("run_dir", value)
+    assert OverridesParser.create().parse_override(override).value() == value

@@ -31,6 +31,8 @@ MISTYPED = {
     "sead=1": "sead is not an option. Did you mean seed?",
     "model.dpth=20": "Could not override 'model.dpth'",
     "+pruning.amonut=0.5": "pruning.amonut is not an option of",
+    "+width=8": "width is not an option.",
+    "+inversion.itertions=8": "inversion.itertions is not an option. Did you mean inversion.iterations?",
     "stage=dreams": "stage must be one of",
     "pruning.amount=1": "pruning.amount must be a number in [0, 1), got 1",
 }
@@ -42,7 +44,7 @@ def test_a_mistyped_option_is_told_once_and_leaves_nothing(option, tmp_path):
     assert done.returncode == 1
     said = done.stdout + done.stderr
     assert said.count("dfkd: error:") == 1 == said.count(MISTYPED[option])
-    assert "experiment=demo" not in said  # all the options that were right
+    assert "experiment=demo" not in said and "quote it twice" not in said  # all the options that were right
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.glob("runs/*/*"))
 
 
@@ -68,3 +70,8 @@ def test_every_job_of_a_sweep_that_fails_is_told_and_the_others_run(tmp_path):
     done = command(options, tmp_path, check=False)
     assert done.returncode == 1 and done.stderr.count("pruning.amount must be") == 2
     assert len(list(tmp_path.glob("sweep/*/status.json"))) == 1
+
+
+def test_a_command_that_is_not_there_is_told_with_one_that_is(tmp_path):
+    done = command(["repotr", "runs"], tmp_path, check=False)
+    assert done.returncode == 1 and "repotr is no command of dfkd" in done.stderr and "dfkd report?" in done.stderr

@@ -19,3 +19,9 @@ def test_the_plan_of_a_run_names_every_stage_and_knows_what_is_there(finished, t
     assert wrong.returncode == 1 and "dfkd: error:" in wrong.stderr and "Traceback" not in wrong.stderr
     other = command(["plan", *TINY, "inversion.iteratons=3"], tmp_path, check=False)
     assert other.returncode == 1 and "iteratons" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_the_plan_explains_itself_and_knows_new_names(tmp_path):
+    assert "KEY=VALUE" in command(["plan", "--help"], tmp_path).stdout
+    renamed = command(["plan", *TINY, "teacher=given"], tmp_path, check=False)
+    assert renamed.returncode == 1 and "teacher=given is called teacher=pretrained now" in renamed.stderr

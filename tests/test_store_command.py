@@ -62,6 +62,13 @@ def test_gc_that_cannot_know_what_is_referred_to_removes_nothing(stored, tmp_pat
     assert stored.find("kind", {"a": 2}) is not None
 
 
+def test_gc_takes_no_folder_of_runs_for_an_empty_one(stored, tmp_path):
+    """One of two is mistyped, or its disk is not mounted: what its runs refer to would be removed."""
+    with pytest.raises(ConfigError, match=r"--runs must be folders with runs, got .*mistyped"):
+        main(["gc", str(stored.root), "--runs", str(tmp_path / "runs"), str(tmp_path / "mistyped"), "--yes"])
+    assert stored.find("kind", {"a": 2}) is not None
+
+
 def test_ls_says_kind_key_age_size_and_run(stored, tmp_path, capsys):
     main(["ls", str(stored.root), "--runs", str(tmp_path / "runs")])
     lines = capsys.readouterr().out.splitlines()

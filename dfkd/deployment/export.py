@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dfkd.api import load_dreams
-from dfkd.deployment.finished import finished_run
+from dfkd.deployment.finished import finished_run, student_classes, student_tests
 from dfkd.deployment.int8 import costly_layers, quantize_onnx
 from dfkd.deployment.integers import runs_in_int8, without_quantizers
 from dfkd.deployment.onnx_file import OnnxFile, describe, export_onnx, plain_onnx
@@ -28,7 +28,7 @@ from dfkd.models.student_file import load_student
 from dfkd.quantization import quantized_layers
 from dfkd.real_data import Purpose
 from dfkd.reporting.percent import percent
-from dfkd.reporting.run_directory import EXPORT
+from dfkd.reporting.run_directory import EXPORT, EXPORTS
 from dfkd.reporting.run_files import STUDENT
 from dfkd.tasks.experiment import Experiment
 
@@ -37,7 +37,6 @@ log = logging.getLogger("dfkd")
 CALIBRATION = 256  # images
 TOO_MUCH = 0.01  # of accuracy or agreement, that int8 may cost before layers are named for it
 NAMED = 5
-FILES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "pytorch": "student.pt"}
 CONTROLS = ("noise", "procedural", "real")
 
 
@@ -89,10 +88,10 @@ def export_int8(
     Raises:
         ModelError: onnxruntime cannot quantise the network.
     """
-    images = dreams.images[: options.images]
+    images = dreams.training.images[: options.images]  # the others are kept for what is scored on them
     if len(images) < options.images:
         log.warning("int8 is calibrated on %d dreams, of %d asked for: there are no more.", len(images), options.images)
-    tests, held_out = _test_images(e), dreams.held_out.images if dreams.num_held_out else None
+    tests, held_out = student_tests(e), dreams.held_out.images if dreams.num_held_out else None
     before = "student" if quantized_layers(student) else "float"
     files = {before: source, "int8": path}
     with tempfile.TemporaryDirectory() as place:
@@ -102,7 +101,7 @@ def export_int8(
             files[f"int8 on {name}"] = Path(place) / f"{name}.onnx"
             control = _control(name, e, len(images))
             quantize_onnx(plain, files[f"int8 on {name}"], control, options.in_float, student)
-        scores = _scores(e.spec.num_classes, files, held_out, tests)
+        scores = _scores(student_classes(e)[0].num_classes, files, held_out, tests)
         found = {"calibration": {"dreams": len(images)}, "networks": scores, "in_float": list(options.in_float)}
         cost = _cost(scores[before], scores["int8"])
         if cost > TOO_MUCH:
@@ -138,10 +137,6 @@ def _scores(
     return scores
 
 
-def _test_images(e: Experiment) -> Dataset[Any] | None:
-    return None if e.data is None else e.images(Purpose.EVALUATION).open()
-
-
 def _control(name: str, e: Experiment, count: int) -> Tensor:
     if name == "noise":
         return noise_images(count, e.spec.image_shape, e.seed).images
@@ -157,7 +152,7 @@ def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Opt
 
     Args:
         run: the folder of the run.
-        formats: of `FILES`; None: all, but int8 only where the run's dreams are still there, and no layer of the
+        formats: of `EXPORTS`; None: all, but int8 only where the run's dreams are still there, and no layer of the
             student takes inputs of fewer bits, which integers of eight do not round.
         out: the folder of the files.
         options: for int8.
@@ -171,24 +166,24 @@ def export_run(run: Path, formats: Sequence[str] | None, out: Path, options: Opt
     options = options or Options()
     experiment = finished_run(run)
     student = load_student(run / STUDENT, experiment.student.build())
-    names = None if experiment.data is None else experiment.data.class_names
+    spec, names = student_classes(experiment)
     dreams = _dreams(run, student, formats, options.store)
-    wanted = FILES if formats is None else formats
+    wanted = EXPORTS if formats is None else formats
     files: dict[str, Any] = {}
 
     def note(name: str, measured: dict[str, Any]) -> None:
-        files[name] = {"file": FILES[name], "bytes": (out / FILES[name]).stat().st_size, **measured}
+        files[name] = {"file": EXPORTS[name], "bytes": (out / EXPORTS[name]).stat().st_size, **measured}
 
     if "pytorch" in wanted:
-        export_pytorch(student, out / FILES["pytorch"])
+        export_pytorch(student, out / EXPORTS["pytorch"])
         note("pytorch", {})
     if "onnx" in wanted or dreams is not None:
-        measured = export_onnx(student, out / FILES["onnx"], experiment.spec.image_shape)
-        describe(out / FILES["onnx"], experiment.spec, names)
+        measured = export_onnx(student, out / EXPORTS["onnx"], spec.image_shape)
+        describe(out / EXPORTS["onnx"], spec, names)
         note("onnx", measured)
     if dreams is not None:
-        measured = export_int8(experiment, student, dreams, out / FILES["onnx"], out / FILES["int8"], options)
-        describe(out / FILES["int8"], experiment.spec, names)
+        measured = export_int8(experiment, student, dreams, out / EXPORTS["onnx"], out / EXPORTS["int8"], options)
+        describe(out / EXPORTS["int8"], spec, names)
         note("int8", measured)
     write_json(out / EXPORT, files)
     return files
@@ -199,7 +194,7 @@ def _dreams(run: Path, student: nn.Module, formats: Sequence[str] | None, store:
     if formats is not None and "int8" not in formats:
         return None
     if not runs_in_int8(student):
-        why = f"the student's layers take inputs of fewer than eight bits, as {FILES['onnx']} has them"
+        why = f"the student's layers take inputs of fewer than eight bits, as {EXPORTS['onnx']} has them"
         if formats is not None:
             raise ConfigError(f"--format int8 cannot be: {why}.")
         log.warning("int8 is left out: %s.", why)
@@ -217,7 +212,7 @@ def main(arguments: Sequence[str]) -> None:
     """Entry point of `dfkd export`."""
     parser = argparse.ArgumentParser(prog="dfkd export", description="A recovered student as files for deployment.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--format", nargs="+", choices=sorted(FILES), help="default: all")
+    parser.add_argument("--format", nargs="+", choices=sorted(EXPORTS), help="default: all")
     parser.add_argument("--out", type=Path, help="folder to write to (default: RUN)")
     parser.add_argument(
         "--images", type=int, default=CALIBRATION, help=f"dreams that int8 is calibrated on (default: {CALIBRATION})"

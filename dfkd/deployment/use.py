@@ -14,11 +14,11 @@ from typing import TextIO
 from hydra import compose, initialize_config_module
 from torch import Tensor
 
-from dfkd import config
-from dfkd.deployment.finished import finished_run
+from dfkd.deployment.finished import finished_run, student_classes
 from dfkd.deployment.onnx_file import OnnxFile
 from dfkd.errors import ConfigError, DataError
 from dfkd.evaluation.scores import accuracy, answers
+from dfkd.experiment_config import images_of
 from dfkd.files import replacing
 from dfkd.models.input_spec import InputSpec
 from dfkd.models.student_file import load_student
@@ -61,7 +61,7 @@ def ready(file: Path) -> Ready:
     if file.name in (STUDENT, PACKED_STUDENT):
         e = finished_run(file.parent)
         student = load_student(file, e.student.build()).eval()
-        return Ready(student, e.spec, None if e.data is None else e.data.class_names)
+        return Ready(student, *student_classes(e))
     raise ConfigError(f"FILE must be an .onnx of dfkd export, or {STUDENT} in the folder of its run, got {file}.")
 
 
@@ -117,15 +117,15 @@ def evaluate(arguments: Sequence[str]) -> None:
     student = ready(parsed.file)
     with initialize_config_module("dfkd.conf", version_base="1.3"):
         cfg = compose("config", overrides=["experiment=custom", *parsed.data])
-    data = config.instantiate("data", cfg.data, student.spec)
+    data = images_of("data", cfg.data, student.spec)
     if data is None:
         raise ConfigError("data must be images to evaluate on, got none.")
-    data.check(Purpose.EVALUATION)
+    data.check(student.spec, Purpose.EVALUATION)
     named, own = data.class_names, student.class_names
     if named is not None and own is not None and list(named) != list(own):
         log.warning("The images' classes are %s, the student's %s.", ", ".join(named), ", ".join(own))
     logits, labels = answers(student.network, data.open(Purpose.EVALUATION))
-    doubtful = doubt(logits, labels, named)
+    doubtful = doubt(logits, labels, named, data.only)
     if doubtful is not None:
         log.warning("%s", doubtful)
     right = accuracy(logits.argmax(1), labels, student.spec.num_classes)

@@ -11,7 +11,17 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from dfkd.errors import ConfigError
-from dfkd.reporting.run_directory import AUDIT, BENCHMARK, CONFIG, EXPORT, RESULT, STATUS, is_occupied, settled
+from dfkd.reporting.run_directory import (
+    AUDIT,
+    BENCHMARK,
+    CONFIG,
+    EXPORT,
+    RESULT,
+    STATUS,
+    is_occupied,
+    runs_under,
+    settled,
+)
 from dfkd.reporting.settings import LABELS, OPTION
 from dfkd.reporting.students import network_scores, student_of
 from dfkd.run_config import load_run_config
@@ -49,7 +59,7 @@ def read_runs(directories: Sequence[str | Path]) -> Runs:
     """
     students, incremental, dreams, others, seen = [], [], [], [], set()
     for directory in map(Path, directories):
-        runs = sorted({path.parent for name in (STATUS, RESULT) for path in directory.rglob(name)})
+        runs = runs_under(directory)
         if not runs:
             raise ConfigError(f"dfkd report: {directory} must be a folder with runs of `dfkd`, got none ({STATUS}).")
         for run in runs:
@@ -72,8 +82,8 @@ def read_runs(directories: Sequence[str | Path]) -> Runs:
             except DAMAGED as error:
                 others.append({"run": str(run), "status": "damaged", "why": f"{type(error).__name__}: {error}"})
     return Runs(
-        students=_once(students, "artifact"),
-        incremental=_once(incremental, "artifact", "network"),
+        students=_once(students, "artifact", "setting"),
+        incremental=_once(incremental, "artifact", "setting", "network"),
         dreams=_once(dreams, "artifact"),
         others=pd.DataFrame(others, columns=["run", "status", "why"]),
     )

@@ -31,8 +31,10 @@ LOCK = ".lock"
 LOG = "dfkd.log"
 ARTIFACTS = "artifacts.json"  # what the run needs of the store, named before it begins
 NEXT = ".next"  # what a run finds out until it has a result
+COMPLETE = ".complete"  # the same, once it has one, on its way into the folder
 BUDGET = "within_seconds.json"
 SO_FAR = "so_far.json"  # what is known before there is a result
+EXPORTS = {"onnx": "student.onnx", "int8": "student.int8.onnx", "pytorch": "student.pt"}  # what it makes, by format
 EXPORT = "export.json"  # what `dfkd export` found out
 BENCHMARK = "benchmark.json"  # what `dfkd benchmark` found out
 AUDIT = "audit.json"  # what `dfkd audit` found out
@@ -41,7 +43,7 @@ PICTURE = "dreams.png"
 STREAM_PICTURE = "stream.png"
 SECONDS_TO_SETTLE = 10.0
 # An old one must not stand beside a new result.
-NOT_IN_EVERY_RESULT = (STREAM_PICTURE, SO_FAR, EXPORT, BENCHMARK, AUDIT, AUDIT_PICTURE)
+NOT_IN_EVERY_RESULT = (STREAM_PICTURE, SO_FAR, EXPORT, *EXPORTS.values(), BENCHMARK, AUDIT, AUDIT_PICTURE)
 
 
 @contextmanager
@@ -73,13 +75,13 @@ def is_occupied(directory: Path) -> bool:
 
 def publish(directory: Path) -> None:
     """Let the files in `.next/` take the place of an earlier result."""
-    (directory / NEXT).replace(directory / ".complete")
+    (directory / NEXT).replace(directory / COMPLETE)
     settle(directory)
 
 
 def settled(directory: Path) -> bool:
     """Whether the files in the directory are those of one run; what a killed process left half done is finished."""
-    if not (directory / ".complete").is_dir():
+    if not (directory / COMPLETE).is_dir():
         return True
     try:
         with FileLock(directory / LOCK, timeout=SECONDS_TO_SETTLE):
@@ -91,7 +93,7 @@ def settled(directory: Path) -> bool:
 
 def settle(directory: Path) -> None:
     """Finish what a killed `publish` began; for whoever has the directory."""
-    complete = directory / ".complete"
+    complete = directory / COMPLETE
     if not complete.is_dir():
         return
     for name in NOT_IN_EVERY_RESULT:
@@ -118,6 +120,12 @@ def abandon(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
     with suppress(OSError):
         directory.rmdir()
+
+
+def runs_under(folder: Path) -> list[Path]:
+    """The folders of runs within a folder, sorted, whether or not they have a result."""
+    places = {path.parent for name in (STATUS, RESULT, ARTIFACTS) for path in folder.rglob(name)}
+    return sorted({place.parent if place.name in (NEXT, COMPLETE) else place for place in places})
 
 
 def product_of(directory: Path, stage: str, store: Path | None = None) -> Product:

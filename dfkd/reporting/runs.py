@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from dfkd.reporting.run_directory import RESULT, runs_under, settled
+
 
 def load_runs(directory: str | Path) -> pd.DataFrame:
     """One row per finished run found under `directory`: the fields of its `result.json` by dotted name, and `run`.
@@ -15,7 +17,7 @@ def load_runs(directory: str | Path) -> pd.DataFrame:
         FileNotFoundError: there is no finished run.
     """
     root = Path(directory)
-    results = sorted(root.rglob("result.json"))
+    results = [run / RESULT for run in runs_under(root) if settled(run) and (run / RESULT).exists()]
     if not results:
         raise FileNotFoundError(f"There is no finished run (result.json) under {root}. Make one with `dfkd`.")
     rows = []

@@ -63,7 +63,7 @@ def _streaming(record: Record) -> dict[str, Any] | None:
 
 def recovery(teacher: float | None, pruned: float | None, recovered: float | None) -> float | None:
     """(recovered - pruned) / (teacher - pruned); None where it is not known or nothing was lost."""
-    if teacher is None or pruned is None or recovered is None or teacher == pruned:
+    if teacher is None or pruned is None or recovered is None or pruned >= teacher:
         return None
     return (recovered - pruned) / (teacher - pruned)
 

@@ -16,6 +16,7 @@ import lightning
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
@@ -87,8 +88,12 @@ class TrainerOptions:
         require(self.compile in COMPILE, "trainer.compile", self.compile, f"one of {COMPILE}")
 
     def torch_device(self) -> torch.device:
-        """The device that the trainer will use."""
-        return Fabric(accelerator=self.accelerator, devices=self._devices()).device
+        """The device that the trainer will use (`ConfigError` where this machine has none such)."""
+        try:
+            return Fabric(accelerator=self.accelerator, devices=self._devices()).device
+        except (RuntimeError, MisconfigurationException) as error:
+            asked = f"trainer.accelerator={self.accelerator} and trainer.device={self.device}"
+            raise ConfigError(f"{asked} must be what this machine has, but: {error}") from error
 
     @property
     def ranks(self) -> int:
@@ -101,7 +106,8 @@ class TrainerOptions:
         return self.ranks > 1 and launcher() is None
 
     def check_ranks(self) -> None:
-        """Raise `ConfigError` unless the devices that shall train together are there."""
+        """Raise `ConfigError` unless the device is there, and those that shall train together."""
+        self.torch_device()
         environment = launcher()
         if environment is not None:
             started, asked = environment.world_size(), f"{self.devices} x {self.num_nodes}"

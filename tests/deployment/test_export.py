@@ -81,8 +81,13 @@ def test_int8_is_calibrated_on_the_runs_dreams_and_scored_beside_the_float_stude
     assert f"int8: accuracy {100 * entry['networks']['int8']['accuracy']:.1f} %" in printed
     assert {path.name for path in tmp_path.glob("*.onnx")} == {"student.onnx", "student.int8.onnx"}
 
+    dreams = dfkd.load_dreams(run, sweep / "artifacts")
+    command(["export", str(run), "--format", "int8", "--images", "100000", "--out", str(tmp_path / "all")], sweep)
+    calibration = json.loads((tmp_path / "all" / "export.json").read_text())["int8"]["calibration"]
+    assert calibration == {"dreams": len(dreams.training.images)} and dreams.num_held_out > 0
+
     written = OnnxFile(tmp_path / "student.int8.onnx")
-    images = dfkd.load_dreams(run, sweep / "artifacts").images.float()
+    images = dreams.images.float()
     expected = load_student(run / "student.safetensors", _network(run))(images).detach()
     assert 0 < (written(images) - expected).std() / expected.std() < 0.5
     types = {tensor.data_type for tensor in onnx.load(tmp_path / "student.int8.onnx").graph.initializer if tensor.dims}

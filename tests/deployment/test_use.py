@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import DREAMS, command
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -50,6 +50,19 @@ def test_what_evaluation_says_is_what_the_run_said(exported, finished):
     assert (
         f": {100 * accuracy:.1f} % of " in command(["evaluate", "files/student.onnx", "data=digits"], exported).stdout
     )
+
+
+def test_a_student_that_learned_new_classes_knows_them_all(exported, tmp_path):
+    options = ["experiment=incremental_digits", *DREAMS[1:], "incremental.updates=20", "controls=[]", "run_dir=run"]
+    command(options, tmp_path)
+    command(["export", "run", "--format", "int8"], tmp_path)
+    scores = json.loads((tmp_path / "run" / "export.json").read_text())["int8"]["networks"]
+    accuracy = json.loads((tmp_path / "run" / "result.json").read_text())["scores"]["learn"]["combined"]
+    assert scores["float"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    for file in ("student.onnx", "student.safetensors"):
+        assert f": {100 * accuracy:.1f} % of " in command(["evaluate", f"run/{file}", "data=digits"], tmp_path).stdout
+        rows = command(["predict", f"run/{file}", str(exported / "images" / "test")], tmp_path).stdout.splitlines()
+        assert {row.split(",")[1] for row in rows[1:]} & set("56789")
 
 
 @pytest.mark.parametrize(

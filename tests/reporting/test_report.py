@@ -17,6 +17,7 @@ from dfkd.reporting.plots import recovery_plot
 from dfkd.reporting.reading import read_runs
 from dfkd.reporting.report import main, summarise, summarise_dreams
 from dfkd.reporting.settings import LABELS, named_settings
+from dfkd.reporting.students import recovery
 
 
 def test_a_sweep_becomes_a_table_with_means_over_seeds(sweep, tmp_path):
@@ -207,3 +208,19 @@ def test_the_recovered_line_of_one_recipe_is_no_mean_over_two():
     recovered = {label: values for label, values in ends.items() if label.startswith("recovered")}
     at_90 = sorted(round(value, 1) for values in recovered.values() for x, value in values.items() if round(x) == 90)
     assert at_90 == [40.6, 82.6, 83.1, 83.6, 83.7, 84.0, 84.1]
+
+
+def test_runs_that_differ_in_their_test_images_alone_are_two(sweep, tmp_path):
+    shutil.copytree(sweep / "sweep", tmp_path / "first")
+    shutil.copytree(sweep / "sweep", tmp_path / "corrected")
+    for path in (tmp_path / "corrected").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"setting": "0" * 16}))
+    assert len(read_runs([tmp_path]).students) == 12
+
+
+@pytest.mark.parametrize(
+    ("scores", "share"), [((0.9, 0.5, 0.7), 0.5), ((0.9, 0.9, 0.8), None), ((0.50, 0.51, 0.47), None)]
+)
+def test_a_share_of_what_was_lost_is_told_where_something_was(scores, share):
+    assert recovery(*scores) == pytest.approx(share)

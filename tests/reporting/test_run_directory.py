@@ -16,7 +16,7 @@ from conftest import QUIET, TINY, command
 
 from dfkd.errors import ConfigError
 from dfkd.reporting.reading import read_runs
-from dfkd.reporting.run_directory import RESULT, occupied, publish, settled
+from dfkd.reporting.run_directory import EXPORTS, RESULT, occupied, publish, runs_under, settled
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +86,14 @@ def test_files_of_two_results_never_stand_beside_each_other(tmp_path):
         for name in ("config.yaml", RESULT, "stream.png"):
             (new / name).write_text("old")
         publish(run)
+    for exported in EXPORTS.values():  # students of the old result
+        (run / exported).write_text("old")
     with occupied_for(run) as new:
         for name in ("config.yaml", RESULT):
             (new / name).write_text("new")
         new.replace(run / ".complete")  # and here it is killed
     assert (run / RESULT).read_text() == "old"
+    assert runs_under(tmp_path) == [run]
     assert settled(run)
     assert {path.name: path.read_text() for path in run.iterdir() if path.name != ".lock"} == {
         "config.yaml": "new", RESULT: "new",
