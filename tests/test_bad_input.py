@@ -58,9 +58,6 @@ BAD_INPUT = {
     "a stream with a history": (
         ["streaming.every=5", "inversion.feature_history=2"], "inversion.feature_history must be 0 with streaming",
     ),
-    "images that are a data set and no source of one": (
-        ["data._target_=torch.utils.data.TensorDataset"], "must give dfkd.real_data.RealImages, or None",
-    ),
     "a missing folder": (["data=image_folder", "data.root=nowhere"], "there is no folder nowhere/train"),
     "a run directory inside a file": (["run_dir=file/run"], "Check that run_dir and store"),
     "more dreams than the disk can hold": (["inversion.num_images=1000000000000"], "MiB free"),
@@ -107,6 +104,13 @@ def test_what_a_users_own_constructor_raises_is_told_without_a_traceback(tmp_pat
     done = command(own, tmp_path, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "model: network cannot be made from {}: RuntimeError: no licence found" in done.stderr
+
+
+def test_images_of_ones_own_come_from_a_source(tmp_path):
+    (tmp_path / "mine.py").write_text("def images(spec, **options): return [1, 2]")
+    done = command([*TINY, "data._target_=mine.images", "run_dir=run"], tmp_path, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "data._target_ must give dfkd.real_data.RealImages, or None, but mine.images gave a list" in done.stderr
 
 
 def test_python_calls_name_an_option_that_is_not_there(teacher):

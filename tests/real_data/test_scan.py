@@ -226,18 +226,18 @@ def test_all_that_cannot_be_used_is_counted(folder):
     for path in folder.glob("test/*/*.png"):
         cut(path)
     with pytest.raises(DataError, match="9 of 9 images .* and 4 more"):
-        image_folder(SPEC, str(folder)).check(TEST)
+        image_folder(SPEC, str(folder)).check(SPEC, TEST)
 
 
 def test_names_that_are_no_text_are_read_and_named(folder):
     path = folder / "test" / "b" / "1.png"
     odd = os.fsencode(path.parent) + b"/caf\xe9.png"
     os.rename(path, odd)  # noqa: PTH104 (the name is no text)
-    image_folder(SPEC, str(folder)).check(TEST)
+    image_folder(SPEC, str(folder)).check(SPEC, TEST)
     with open(odd, "wb"):  # noqa: PTH123
         pass
     with pytest.raises(DataError, match=r"b/caf\\udce9.png") as error:
-        image_folder(SPEC, str(folder)).check(TEST)
+        image_folder(SPEC, str(folder)).check(SPEC, TEST)
     str(error.value).encode("utf-8")
 
 
