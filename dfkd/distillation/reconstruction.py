@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dfkd.errors import ModelError
+from dfkd.models.classifier import forward_order
 from dfkd.models.freezing import frozen
 from dfkd.pruning.sparsity import prunable_weights
 from dfkd.seeding import derive_seed
@@ -64,7 +65,7 @@ def reconstruct(
     require_teachers_shapes(student, teacher)
     weights = prunable_weights(student)
     with torch.no_grad(), frozen(student, teacher):
-        for name in _order(student, list(weights), batches[0]):
+        for name in forward_order(student, weights, batches[0].shape[1:]):
             weight = weights[name]
             observed = _observe(student, teacher, name, batches)
             if observed is None:
@@ -110,21 +111,6 @@ def solve(start: Tensor, kept: Tensor, observed: Observed) -> Tensor:
         size, before = (residual * scaled).sum(2, keepdim=True), size
         direction = scaled + size / before.clamp_min(1e-30) * direction
     return weights
-
-
-def _order(model: nn.Module, names: list[str], images: Tensor) -> list[str]:
-    """The layers in the order in which a forward comes to them."""
-    order: dict[str, None] = {}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
-        for name in names
-    ]
-    try:
-        model(images[:2])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(order)
 
 
 class _Seen(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -82,7 +82,7 @@ def features_and_logits(model: nn.Module, classifier: str, images: Tensor) -> tu
     return seen[0][0], logits
 
 
-def forward_order(model: nn.Module, names: Iterable[str], image_shape: tuple[int, int, int]) -> list[str]:
+def forward_order(model: nn.Module, names: Iterable[str], image_shape: Sequence[int]) -> list[str]:
     """Those of the modules `names` that a forward in eval mode comes to, in that order."""
     order: dict[str, None] = {}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
