@@ -38,6 +38,7 @@ def measured(run: Path) -> dict:
     means = curve.groupby(part)[["step", "value"]].mean()
     return {
         "model": options.model.name,
+        "continued": training.start is not None,
         "updates": training.updates,
         "batch_size": training.batch_size,
         "progressive_size": training.progressive_size,
@@ -49,6 +50,11 @@ def measured(run: Path) -> dict:
     }
 
 
+def name_of(row: dict) -> str:
+    """Which network it is, and whether it began with weights of its own."""
+    return f"{row['model']}, continued" if row["continued"] else row["model"]
+
+
 def table(rows: list[dict]) -> str:
     """A row for each teacher."""
     table = []
@@ -56,7 +62,7 @@ def table(rows: list[dict]) -> str:
         share = row["progressive_size"]
         table.append(
             {
-                "teacher": row["model"],
+                "teacher": name_of(row),
                 "updates": row["updates"],
                 "images at first": f"{share:.0%} of their side" if share else "whole",
                 "minutes": round(row["seconds"] / 60),
@@ -72,7 +78,7 @@ def draw(rows: list[dict]) -> Figure:
     axes = figure.subplots()
     for row in rows:
         steps, values = zip(*row["curve"], strict=True)
-        label = f"{row['model']}: {100 * row['accuracy']:.1f} % on test images"
+        label = f"{name_of(row)}: {100 * row['accuracy']:.1f} % on test images"
         axes.plot(steps, [100 * value for value in values], label=label)
     axes.set(xlabel="updates", ylabel="right on augmented training images (%)")
     axes.legend(loc="lower right")

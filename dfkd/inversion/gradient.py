@@ -19,11 +19,13 @@ from dfkd.inversion.statistics import Statistics, pooled
 log = logging.getLogger(__name__)
 
 # What `auto` is based on, measured on a 2-core CPU with ResNet-20 at batch 256 (`make bench`): compiling saves about a
-# quarter of the time and costs about two seconds per batch-norm layer. Rates are in operations per second. They know
-# nothing of the machine's threads, so that the decision is the same however many processes share them.
+# quarter of the time and costs about two seconds per batch-norm layer. In bfloat16, where the plain way is quick
+# (`quick_in_bfloat16`), it saved a tenth of ResNet-18's and a quarter of ResNet-20's on one core of an AMD EPYC. Rates are
+# in operations per second. They know nothing of the machine's threads, so that the decision is the same however many
+# processes share them.
 COMPILE_SECONDS_PER_LAYER = 2.0
-SHARE_SAVED = 0.25
-CPU_RATE = 7e10
+SHARE_SAVED = {torch.float32: 0.25, torch.bfloat16: 0.15}
+CPU_RATE = {torch.float32: 7e10, torch.bfloat16: 2e11}
 GPU_RATE = 1e13
 
 
@@ -146,14 +148,19 @@ class ObjectiveGradient:
 def worth_compiling(objective: InversionObjective, images: Tensor, iterations: int) -> bool:
     """Whether compiling the objective saves more time than it costs, over `iterations` on batches like `images`.
 
+    To be asked under the autocast that the iterations will run under.
+
     It is decided by counting operations, not by a clock, and for the whole job, not for what is left of it: a job
     that was interrupted is continued in the same way.
     """
     with torch.no_grad(), objective.recorded(), FlopCounterMode(display=False) as counter:
         objective.teacher(images[:1])
     operations = 2 * int(counter.get_total_flops()) * len(images) * iterations  # forward, and back to the images
-    rate = CPU_RATE if images.device.type == "cpu" else GPU_RATE
-    return SHARE_SAVED * operations / rate > COMPILE_SECONDS_PER_LAYER * len(objective.layers)
+    dtype = torch.float32
+    if images.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    rate = CPU_RATE[dtype] if images.device.type == "cpu" else GPU_RATE
+    return SHARE_SAVED[dtype] * operations / rate > COMPILE_SECONDS_PER_LAYER * len(objective.layers)
 
 
 def _differentiate(

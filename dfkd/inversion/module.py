@@ -119,7 +119,8 @@ class InversionModule(lightning.LightningModule):
         size = min(self.recipe.batch_size, self.recipe.num_images)
         if self.compile_when == "auto":
             images = torch.zeros(size, *self.spec.image_shape, device=self.device)
-            pays = worth_compiling(objective, images, self.recipe.total_iterations * self.num_planned)
+            with self.trainer.precision_plugin.forward_context():
+                pays = worth_compiling(objective, images, self.recipe.total_iterations * self.num_planned)
         else:
             pays = self.compile_when == "always"
         return size if pays else None

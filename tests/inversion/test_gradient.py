@@ -275,6 +275,10 @@ def test_compiling_is_for_long_jobs_only():
         images = torch.zeros(256, 3, 32, 32)
         assert not worth_compiling(objective, images, iterations=50)
         assert worth_compiling(objective, images, iterations=8000)
+        assert worth_compiling(objective, images, iterations=500)
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # where the plain way is quick
+            assert not worth_compiling(objective, images, iterations=500)
+            assert worth_compiling(objective, images, iterations=8000)
         assert all(not record for record in objective.records.values())
 
 
