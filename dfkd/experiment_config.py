@@ -25,6 +25,7 @@ from dfkd.tasks import TASKS, Plan
 from dfkd.tasks.experiment import Experiment, Teacher, Verifier
 from dfkd.tasks.task import Task, check_images, stages_up_to
 
+NO_DATA = "dfkd.real_data.no_data"  # of `data=none`
 SMALL_RUN = 2**26  # bytes of the networks, checkpoints and pictures of a small run
 
 
@@ -164,7 +165,7 @@ def images_of(group: str, node: DictConfig, spec: InputSpec) -> RealImages | Non
 
 def _new_data(cfg: DictConfig, spec: InputSpec, incremental: IncrementalRecipe) -> tuple[RealImages, ...]:
     count, steps = incremental.new_classes, incremental.steps
-    if not count or cfg.task != "class_incremental" or cfg.new_data._target_ == "dfkd.real_data.no_data":
+    if not count or cfg.task != "class_incremental" or cfg.new_data.get("_target_") == NO_DATA:
         return ()
     nodes = [cfg.new_data]
     if steps > 1:

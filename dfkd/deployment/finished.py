@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from dfkd import config
 from dfkd.errors import ConfigError, DataError
-from dfkd.experiment_config import make_experiment
+from dfkd.experiment_config import NO_DATA, make_experiment
 from dfkd.models.input_spec import InputSpec
 from dfkd.real_data import Purpose
 from dfkd.reporting.run_directory import CONFIG
@@ -37,7 +37,7 @@ def finished_run(run: Path) -> Experiment:
         return make_experiment(cfg)
     except DataError as error:
         log.warning("The run's real images are left out: %s", error)
-        cfg.data = cfg.new_data = {"_target_": "dfkd.real_data.no_data"}
+        cfg.data = cfg.new_data = {"_target_": NO_DATA}
         return make_experiment(cfg)
 
 

@@ -18,11 +18,11 @@ from dfkd.inversion.statistics import Statistics, pooled
 
 log = logging.getLogger(__name__)
 
-# What `auto` is based on, measured on a 2-core CPU with ResNet-20 at batch 256 (`make bench`): compiling saves about a
-# quarter of the time and costs about two seconds per batch-norm layer. In bfloat16, where the plain way is quick
-# (`quick_in_bfloat16`), it saved a tenth of ResNet-18's and a quarter of ResNet-20's on one core of an AMD EPYC. Rates are
-# in operations per second. They know nothing of the machine's threads, so that the decision is the same however many
-# processes share them.
+# What `auto` is based on, measured on a 2-core CPU with ResNet-20 at batch 256 (`make bench`): compiling saves about
+# a quarter of the time and costs about two seconds per batch-norm layer. In bfloat16, where the plain way is quick
+# (`quick_in_bfloat16`), it saved a tenth of ResNet-18's and a quarter of ResNet-20's on one core of an AMD EPYC.
+# Rates are in operations per second. They know nothing of the machine's threads, so that the decision is the same
+# however many processes share them.
 COMPILE_SECONDS_PER_LAYER = 2.0
 SHARE_SAVED = {torch.float32: 0.25, torch.bfloat16: 0.15}
 CPU_RATE = {torch.float32: 7e10, torch.bfloat16: 2e11}
