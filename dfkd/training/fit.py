@@ -107,6 +107,9 @@ class TrainerOptions:
 
     def check_ranks(self) -> None:
         """Raise `ConfigError` unless the device is there, and those that shall train together."""
+        if self.ranks > 1:
+            allowed = "cpu or gpu with several devices"
+            require(self.accelerator != "mps", "trainer.accelerator", self.accelerator, allowed)
         self.torch_device()
         environment = launcher()
         if environment is not None:
@@ -122,7 +125,6 @@ class TrainerOptions:
             )
         if self.ranks == 1:
             return
-        require(self.accelerator != "mps", "trainer.accelerator", self.accelerator, "cpu or gpu with several devices")
         if not self._on_cpu:
             found = max(0, torch.cuda.device_count() - self.device)
             require(self.devices <= found, "trainer.devices", self.devices, f"at most {found} here")

@@ -184,5 +184,5 @@ def test_a_convolution_that_the_network_does_not_use_keeps_nobody_from_pruning_b
     teacher.auxiliary = nn.Conv2d(8, 8, 1)
     teacher = shaken(teacher)
     student = copy.deepcopy(teacher)
-    prune_filters_by_taylor(student, teacher, torch.randn(32, 1, 8, 8), 0.3, (1, 8, 8))
+    prune_filters_by_taylor(student, 0.3, torch.randn(32, 1, 8, 8), teacher=teacher)
     assert parameters(student) < parameters(teacher)
