@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from torch import nn
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.recover import quantize_on, recover_student, reestimate_on
 from dfkd.dreams import DreamDataModule, Dreams
-from dfkd.errors import ConfigError, require
+from dfkd.errors import ConfigError, did_you_mean, require
 from dfkd.evaluation.criterion import distances, nearest, unseen_pictures
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.recipe import InversionRecipe
@@ -120,9 +119,7 @@ def _recipe(kind: type, options: dict[str, Any]) -> Any:
     known = [option.name for option in fields(kind)]
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"{name} is not an option of {kind.__name__}.{hint}")
+            raise ConfigError(f"{name} is not an option of {kind.__name__}. {did_you_mean(name, known)}".rstrip())
     return kind(**{name: _plain(value) for name, value in options.items()})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -22,13 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from dfkd import config, plan, store_command
 from dfkd.budget import WITHIN, options_within
 from dfkd.costs import known_teacher
 from dfkd.deployment import benchmark, export, use
-from dfkd.errors import ArtifactError, ConfigError, DfkdError
+from dfkd.errors import ArtifactError, ConfigError, DfkdError, did_you_mean
 from dfkd.experiment_config import checked_experiment, make_experiment, with_options
 from dfkd.files import write_json, write_text
 from dfkd.help import full_help, overview
@@ -78,8 +76,7 @@ def run(cfg: DictConfig, run_dir: Path) -> tuple[dict[str, Any] | None, Runner]:
         try:
             experiment, stages = checked_experiment(cfg, run_dir)
             if cfg.seconds is not None:
-                teacher = known_teacher(experiment, stages, Store(Path(cfg.store)))
-                cfg = _within_seconds(cfg, experiment, teacher, run_dir)
+                cfg = _within_seconds(cfg, experiment, stages, run_dir)
                 experiment, stages = checked_experiment(cfg, run_dir)
             metrics = _metrics(cfg, run_dir)
             result, runner = _run(cfg, experiment, stages, metrics, run_dir)
@@ -152,7 +149,7 @@ def _log_failure(error: BaseException) -> None:
             handler.handle(record)
 
 
-def _within_seconds(cfg: DictConfig, experiment: Experiment, teacher: nn.Module | None, run_dir: Path) -> DictConfig:
+def _within_seconds(cfg: DictConfig, experiment: Experiment, plan: Plan, run_dir: Path) -> DictConfig:
     """The configuration with as many dreams and updates as there is time for.
 
     They are kept in the run's directory: the same run, when it continues, does what it began.
@@ -160,6 +157,7 @@ def _within_seconds(cfg: DictConfig, experiment: Experiment, teacher: nn.Module 
     kept, of = run_dir / BUDGET, config.config_hash(cfg)
     options = _kept_options(kept, of)
     if options is None:
+        teacher = known_teacher(experiment, plan, Store(Path(cfg.store)))
         options = options_within(experiment, cfg.seconds, teacher)
         write_json(kept, {"configuration": of, "options": options})
     return with_options(cfg, options)
@@ -263,8 +261,7 @@ def main() -> None:
 def _refuse_word(first: str) -> None:
     """Raise `ConfigError` where what a command line begins with is neither a command nor an option."""
     if "=" not in first and not first.startswith(("-", "~")):
-        close = difflib.get_close_matches(first, COMMANDS, n=1)
-        hint = f"Did you mean dfkd {close[0]}?" if close else "There are: " + ", ".join(COMMANDS)
+        hint = did_you_mean(first, COMMANDS, "dfkd ") or "There are: " + ", ".join(COMMANDS)
         raise ConfigError(f"{first} is no command of dfkd, and no option KEY=VALUE. {hint}")
 
 

@@ -5,7 +5,6 @@ Everything below the entry point takes plain typed arguments; this module is whe
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -23,7 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dfkd.distillation.recipe import DistillationRecipe
-from dfkd.errors import ConfigError, DfkdError
+from dfkd.errors import ConfigError, DfkdError, did_you_mean
 from dfkd.incremental import IncrementalRecipe
 from dfkd.inversion.recipe import InversionRecipe
 from dfkd.quantization import QuantizationRecipe
@@ -219,8 +218,7 @@ def with_close_name(message: str) -> str:
     node = OmegaConf.select(_schema(), parent) if parent else _schema()
     if found is None or not OmegaConf.is_config(node):
         return message
-    close = difflib.get_close_matches(key, map(str, node), n=1)
-    hint = f"Did you mean {'.'.join(filter(None, (parent, close[0])))}?" if close else "There are: " + ", ".join(node)
+    hint = did_you_mean(key, map(str, node), f"{parent}." if parent else "") or "There are: " + ", ".join(node)
     return f"{found[1]} is not an option. {hint}"
 
 
@@ -264,12 +262,9 @@ def require_known(cfg: DictConfig) -> None:
         known = set(map(str, schema))  # asked itself, the schema would not tell of keys without a value
         for key in map(str, node):
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f" Did you mean {parent}{close[0]}?" if close else ""
-                raise ConfigError(
-                    f"{parent}{key} is not an option.{hint} Arguments of a network of your own belong to it: "
-                    f"+model.{key}=..."
-                )
+                said = [f"{parent}{key} is not an option.", did_you_mean(key, known, parent)]
+                said.append(f"Arguments of a network of your own belong to it: +model.{key}=...")
+                raise ConfigError(" ".join(filter(None, said)))
             if is_dataclass(OmegaConf.get_type(schema, key)):
                 compare(node[key], schema[key], f"{parent}{key}.")
 
@@ -340,10 +335,9 @@ def _check_arguments(group: str, target: Callable[..., Any], arguments: dict[str
         return
     for key in arguments:
         if key not in parameters:
-            close = difflib.get_close_matches(key, parameters, n=1)
-            hint = f" Did you mean {group}.{close[0]}?" if close else ""
             allowed = ", ".join(parameters) or "none"
-            raise ConfigError(f"{group}.{key} is not an option of {target.__name__}; there are: {allowed}.{hint}")
+            said = f"{group}.{key} is not an option of {target.__name__}; there are: {allowed}."
+            raise ConfigError(f"{said} {did_you_mean(key, parameters, f'{group}.')}".rstrip())
 
 
 def instantiate(group: str, node: DictConfig, *positional: Any, **named: Any) -> Any:

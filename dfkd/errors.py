@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -65,6 +66,12 @@ def is_whole(value: object, least: int = 1) -> bool:
 def is_number(value: object) -> bool:
     """Whether `value` is an integer or a floating-point number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def did_you_mean(name: str, known: Iterable[str], before: str = "") -> str:
+    """A question with the known name that is closest to a mistyped one, after `before`; nothing where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {before}{close[0]}?" if close else ""
 
 
 def listing(names: Iterable[str], limit: int = 5) -> str:

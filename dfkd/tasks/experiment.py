@@ -137,6 +137,7 @@ class Experiment:
         model = self.network.build()
         check_inversion(model, self.inversion, self.spec)
         self.options.check_ranks()
+        self.options.torch_device()
         if self.options.ranks > 1:
             self._check_ranks(model)
         if self.teacher.weights is not None:

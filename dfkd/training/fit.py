@@ -106,11 +106,7 @@ class TrainerOptions:
         return self.ranks > 1 and launcher() is None
 
     def check_ranks(self) -> None:
-        """Raise `ConfigError` unless the device is there, and those that shall train together."""
-        if self.ranks > 1:
-            allowed = "cpu or gpu with several devices"
-            require(self.accelerator != "mps", "trainer.accelerator", self.accelerator, allowed)
-        self.torch_device()
+        """Raise `ConfigError` unless the devices that shall train together are there."""
         environment = launcher()
         if environment is not None:
             started, asked = environment.world_size(), f"{self.devices} x {self.num_nodes}"
@@ -125,6 +121,7 @@ class TrainerOptions:
             )
         if self.ranks == 1:
             return
+        require(self.accelerator != "mps", "trainer.accelerator", self.accelerator, "cpu or gpu with several devices")
         if not self._on_cpu:
             found = max(0, torch.cuda.device_count() - self.device)
             require(self.devices <= found, "trainer.devices", self.devices, f"at most {found} here")
