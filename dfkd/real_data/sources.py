@@ -127,5 +127,6 @@ def _of_classes(only: Sequence[int], images: RealImages) -> RealImages:
         opener=lambda split: OfClasses(images.opener(split), only),
         content=content,
         class_names=None if names is None else [names[label] for label in only],
+        digests=None,  # the whole's are of other classes too
         only=only,
     )
