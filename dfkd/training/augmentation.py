@@ -47,12 +47,17 @@ def cutmix(images: Tensor, share: float) -> Tensor:
     The box has the image's proportions, an area uniform in [0, 1] of the image's, and any centre, cut at the rims. For
     distillation, as `mixup`: no labels need mixing.
     """
+    return pasted_boxes(images, share)[0]
+
+
+def pasted_boxes(images: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`cutmix`, the place in the batch of the image that each one's box is of (B,), and the box's share of it (B,)."""
     batch, _, height, width = images.shape
     chosen = torch.rand(batch, 1, 1, device=images.device) < share
     side = torch.rand(batch, 1, 1, device=images.device).sqrt()
     top, left = torch.rand(2, batch, 1, 1, device=images.device)
     rows = (torch.arange(height, device=images.device)[:, None] + 0.5) / height
     columns = (torch.arange(width, device=images.device) + 0.5) / width
-    inside = ((rows - top).abs() < side / 2) & ((columns - left).abs() < side / 2)
-    others = images[torch.randperm(batch, device=images.device)]
-    return torch.where((inside & chosen)[:, None], others, images)
+    inside = ((rows - top).abs() < side / 2) & ((columns - left).abs() < side / 2) & chosen
+    others = torch.randperm(batch, device=images.device)
+    return torch.where(inside[:, None], images[others], images), others, inside.float().mean((1, 2))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfkd.errors import ConfigError, require
 from dfkd.models.freezing import frozen
-from dfkd.training.augmentation import augment
+from dfkd.training.augmentation import augment, pasted_boxes
 from dfkd.training.module import SeededTraining
 from dfkd.training.optimizer import OptimizerRecipe
 from dfkd.training.ranks import whole_batch_norm
@@ -26,6 +26,8 @@ class TeacherRecipe(OptimizerRecipe):
 
     Attributes:
         label_smoothing: share of the target spread over all classes.
+        cutmix: share of the images that get a box of another one, whose label then counts as much as the box covers
+            (Yun et al. 2019); for trainings so long that a network knows its images by heart.
         progressive_size: share of their sides that images are shrunk to at first (progressive resizing; Tan and Le
             2021). It grows linearly, in steps of four pixels, to 1 after three quarters of the updates: the early ones,
             which learn what is coarse, cost a fraction. None: images are whole.
@@ -37,6 +39,7 @@ class TeacherRecipe(OptimizerRecipe):
 
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
+    cutmix: float = 0.0
     progressive_size: float | None = None
     weight_averaging: float | None = None
     start: str | None = None
@@ -46,6 +49,7 @@ class TeacherRecipe(OptimizerRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.label_smoothing < 1, "teacher.training.label_smoothing", self.label_smoothing, "in [0, 1)")
+        require(0 <= self.cutmix <= 1, "teacher.training.cutmix", self.cutmix, "in [0, 1]")
         for option in ("progressive_size", "weight_averaging"):
             value = getattr(self, option)
             require(value is None or 0 < value < 1, f"teacher.training.{option}", value, "in (0, 1), or null")
@@ -84,19 +88,29 @@ class TeacherRecipe(OptimizerRecipe):
 
 
 class TeacherTraining(SeededTraining):
-    """Minimises the cross-entropy of augmented images and their labels."""
+    """Minimises the cross-entropy of augmented images and their labels.
+
+    With `cutmix`, (1 - a) CE(z, y) + a CE(z, y'), a the share of an image that a box of another, of label y', has.
+    """
 
     recipe: TeacherRecipe
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        images, labels = (
-            self.share(augment(images, self.recipe.crop_padding, self.recipe.flip)),
-            self.ranks.share(labels),
-        )
-        sides = [self.recipe.side(whole, self.global_step) for whole in images.shape[2:]]
+        recipe = self.recipe
+        images = augment(images, recipe.crop_padding, recipe.flip)
+        boxes: list[Tensor] = []
+        if recipe.cutmix:
+            images, others, areas = pasted_boxes(images, recipe.cutmix)
+            boxes = [self.ranks.share(labels[others]), self.ranks.share(areas)]
+        images, labels = self.share(images), self.ranks.share(labels)
+        sides = [recipe.side(whole, self.global_step) for whole in images.shape[2:]]
         if sides != list(images.shape[2:]):
             images = F.interpolate(images, sides, mode="bilinear", antialias=True)
         with whole_batch_norm(self.network, self.ranks):
             logits = self.network(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        return {"total": loss, "accuracy": (logits.argmax(1) == labels).float().mean()}
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="none")
+        if boxes:
+            pasted, areas = boxes
+            other = F.cross_entropy(logits, pasted, label_smoothing=recipe.label_smoothing, reduction="none")
+            loss = torch.lerp(loss, other, areas)
+        return {"total": loss.mean(), "accuracy": (logits.argmax(1) == labels).float().mean()}

@@ -21,7 +21,7 @@ from dfkd.models.batch_norm import batch_norm_layers
 from dfkd.models.probe import Network
 from dfkd.real_data import Purpose
 from dfkd.stages.networks import load
-from dfkd.training.augmentation import augment
+from dfkd.training.augmentation import augment, pasted_boxes
 from dfkd.training.averaging import Average
 from dfkd.training.data import Stream
 from dfkd.training.fit import TrainerOptions, Workplace, fit
@@ -94,6 +94,34 @@ def test_the_teacher_is_the_average_of_the_weights_it_went_through(tmp_path):
     assert not torch.equal(average, visited[-1])
 
 
+class Fixed(nn.Module):
+    """Answers the mean colour of each image's patch of every class: a box of another image can be read off."""
+
+    def forward(self, x):
+        return 20 * torch.stack([(x - place).abs().lt(0.5).float().mean((1, 2, 3)) for place in range(8)], 1)
+
+
+def test_with_cutmix_the_label_of_a_box_counts_as_much_as_the_box_covers():
+    labels = torch.arange(8)
+    images = labels.float()[:, None, None, None].expand(8, 1, 32, 32)
+    module = TeacherTraining(Fixed(), TeacherRecipe(cutmix=1.0), 0)
+    torch.manual_seed(0)
+    mixed, others, areas = pasted_boxes(images, 1.0)
+    covered = (mixed == labels[others].float()[:, None, None, None]).float().mean((1, 2, 3))
+    elsewhere = others != labels
+    assert elsewhere.sum() > 4 and areas.max() > 0.3
+    torch.testing.assert_close(areas[elsewhere], covered[elsewhere])
+    target = torch.lerp(F.one_hot(labels, 8).float(), F.one_hot(others, 8).float(), areas[:, None])
+    expected = -(target * module.network(mixed).log_softmax(1)).sum(1).mean()
+    torch.manual_seed(0)
+    torch.testing.assert_close(module.losses(images, labels)["total"], expected)
+
+
+def test_the_share_of_boxes_is_a_share():
+    with pytest.raises(ConfigError, match=r"teacher\.training\.cutmix must be in \[0, 1\], got 1\.5"):
+        TeacherRecipe(cutmix=1.5)
+
+
 @pytest.mark.parametrize(
     ("option", "value"), [("progressive_size", 0.0), ("progressive_size", 1.5), ("weight_averaging", 1.0)]
 )
@@ -144,9 +172,9 @@ def test_an_average_of_weights_has_the_statistics_of_whole_images(changes, tmp_p
 
 
 def test_a_run_trains_its_teacher_so(tmp_path):
-    options = ["teacher.training.progressive_size=0.5", "teacher.training.weight_averaging=0.5", "stage=teacher"]
-    command([*TINY, *options, "run_dir=run"], tmp_path)
-    plain = ["stage=teacher", "run_dir=plain"]
-    command([*TINY, *plain], tmp_path)
+    command([*TINY, "stage=teacher", "run_dir=plain"], tmp_path)
+    options = ["teacher.training.progressive_size=0.5", "teacher.training.weight_averaging=0.5"]
+    command([*TINY, *options, "stage=teacher", "run_dir=run"], tmp_path)
+    command([*TINY, "teacher.training.cutmix=0.5", "stage=teacher", "run_dir=boxes"], tmp_path)
     weights = [path.read_bytes() for path in sorted((tmp_path / "artifacts").glob("teacher/*/*.safetensors"))]
-    assert len(set(weights)) == 2
+    assert len(set(weights)) == 3
