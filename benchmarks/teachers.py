@@ -42,6 +42,7 @@ def measured(run: Path) -> dict:
         "updates": training.updates,
         "batch_size": training.batch_size,
         "progressive_size": training.progressive_size,
+        "cutmix": training.cutmix,
         "precision": options.trainer.precision,
         "seed": options.seed,
         "accuracy": known["teacher"]["accuracy"],
@@ -51,8 +52,8 @@ def measured(run: Path) -> dict:
 
 
 def name_of(row: dict) -> str:
-    """Which network it is, and whether it began with weights of its own."""
-    return f"{row['model']}, continued" if row["continued"] else row["model"]
+    """Which network it is, whether it began with weights of its own, and whether boxes were pasted into its images."""
+    return row["model"] + ", continued" * row["continued"] + " with CutMix" * (row["cutmix"] > 0)
 
 
 def table(rows: list[dict]) -> str:

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from dfkd.distillation.recipe import DistillationRecipe
 from dfkd.distillation.recover import recover_student
 from dfkd.dreams import DreamDataModule
 from dfkd.evaluation.controls import noise_images
 from dfkd.evaluation.scores import logits_of
+from dfkd.incremental import ClassIncrementalLearning, PairedDataModule
 from dfkd.inversion.invert import fill_bank
 from dfkd.inversion.recipe import InversionRecipe
+from dfkd.models.classifier import classifier_of, extend_classifier
 from dfkd.models.freezing import learning
 from dfkd.stages.networks import load
 from dfkd.store import Store
@@ -41,7 +44,8 @@ class Costs:
 
     Attributes:
         batch: to make a batch of dreams.
-        update: for the student to learn from a batch once.
+        update: for the student to learn from a batch once, or for a network to learn from one of new classes beside
+            one of dreams.
         teacher_update: for a teacher that is trained here.
         image: for one network to look at an image.
         iterations: of a batch of dreams, restarts among them.
@@ -118,6 +122,10 @@ def _batch(e: Experiment, teacher: nn.Module | None) -> tuple[float, int]:
 
 
 def _update(e: Experiment) -> float:
+    return _new_classes_update(e) if e.task == "class_incremental" else _distillation_update(e)
+
+
+def _distillation_update(e: Experiment) -> float:
     teacher, student = e.network.build().eval(), e.student.build()
     images = noise_images(e.distillation.batch_size, e.spec.image_shape, 0)
 
@@ -128,6 +136,27 @@ def _update(e: Experiment) -> float:
         data = DreamDataModule(images, Stream(recipe.batch_size, updates))
         with tempfile.TemporaryDirectory() as place:
             recover_student(student, teacher, data, recipe, Workplace(Path(place), e.options, name="measure"))
+
+    return _fixed_and_each(learn, MOST)[1]
+
+
+def _new_classes_update(e: Experiment) -> float:
+    spec, settings = e.spec, replace(e.incremental, steps=1, classifier_share=0.0)
+    old, network = e.network.build().eval(), e.network.build()
+    classifier, _ = classifier_of(old, spec.num_classes, spec.image_shape)
+    extend_classifier(network, spec.num_classes, settings.new_classes, spec.image_shape)
+    images = noise_images(settings.batch_size, spec.image_shape, 0).images
+    first, last = spec.num_classes, spec.num_classes + settings.new_classes
+    new, memory = (
+        TensorDataset(images, torch.arange(len(images)) % (end - start) + start)
+        for start, end in ((first, last), (0, first))
+    )
+
+    def learn(updates: int) -> None:
+        module = ClassIncrementalLearning(network, old, replace(settings, updates=updates), 0, classifier)
+        data = PairedDataModule(new, memory, Stream(settings.batch_size, updates))
+        with tempfile.TemporaryDirectory() as place, learning(network):
+            fit(module, data, Workplace(Path(place), e.options, name="measure"))
 
     return _fixed_and_each(learn, MOST)[1]
 

@@ -19,13 +19,13 @@ from rich.table import Table
 from dfkd import config
 from dfkd.budget import options_within
 from dfkd.costs import Costs, known_teacher, measured_in_full
-from dfkd.errors import ConfigError
 from dfkd.experiment_config import checked_experiment, with_options
 from dfkd.files import size_text
 from dfkd.stages import Stage
 from dfkd.stages.dreams import Dreaming
 from dfkd.stages.evaluation import Comparison, Quality, Scoring, TeacherScoring
 from dfkd.stages.learning import Learning, LearningFromStream
+from dfkd.stages.new_classes import NewClasses
 from dfkd.stages.teacher import Trained
 from dfkd.store import Store
 from dfkd.tasks import Experiment, Plan
@@ -81,6 +81,10 @@ def _work(stage: Stage, costs: Costs) -> tuple[str, float]:
                 does += f", {batches} batches of dreams meanwhile"
                 seconds += batches * costs.batch
             return does, seconds
+        case NewClasses():
+            updates = recipe.incremental.updates
+            share = 1.0 if {"dreams", "old"} & stage.inputs.keys() else 0.5  # of an update's images
+            return f"{updates} updates", share * updates * costs.update
         case TeacherScoring() | Comparison():
             tests, reading = _tests(stage)
             return f"{tests} test images", tests * (costs.image + reading)
@@ -141,8 +145,6 @@ def planned(cfg: DictConfig) -> tuple[Experiment, list[Estimate], Costs, bool]:
     if cfg.seconds is not None:
         within = options_within(e, cfg.seconds, known_teacher(e, plan, store))
         e, plan = checked_experiment(with_options(cfg, within), None)
-    if e.task == "class_incremental":
-        raise ConfigError("dfkd plan knows recovery and transfer, got task=class_incremental.")
     teacher = known_teacher(e, plan, store)
     costs = measured_in_full(e, teacher)
     return e, estimates(plan, store, costs, cfg.stage), costs, teacher is not None

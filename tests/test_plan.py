@@ -25,3 +25,14 @@ def test_the_plan_explains_itself_and_knows_new_names(tmp_path):
     assert "KEY=VALUE" in command(["plan", "--help"], tmp_path).stdout
     renamed = command(["plan", *TINY, "teacher=given"], tmp_path, check=False)
     assert renamed.returncode == 1 and "teacher=given is called teacher=pretrained now" in renamed.stderr
+
+
+def test_the_plan_knows_the_steps_in_which_classes_are_learned(tmp_path):
+    options = [
+        "experiment=incremental_digits_steps", "incremental.updates=7", "incremental.steps=2",
+        "new_data.only=[2,3,4,5]", "trainer.accelerator=cpu",
+    ]  # fmt: skip
+    plan = command(["plan", *options], tmp_path).stdout
+    for stage in ("learn_1", "dream_2", "learning_without_forgetting", "joint", "evaluate_1"):
+        assert stage in plan
+    assert plan.count("7 updates") == 10  # of the network and four controls, in two steps

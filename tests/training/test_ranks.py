@@ -105,7 +105,9 @@ def test_two_ranks_train_the_teacher_that_one_trains(dreams, tmp_path):
     for ranks in (1, 2):
         torch.manual_seed(0)
         network = CifarResNet(8, num_classes=10, in_channels=1, width=4)
-        module = TeacherTraining(network, TeacherRecipe(updates=UPDATES, batch_size=16, crop_padding=1, flip=True, cutmix=0.5), 0)
+        module = TeacherTraining(
+            network, TeacherRecipe(updates=UPDATES, batch_size=16, crop_padding=1, flip=True, cutmix=0.5), 0
+        )
         data = DreamDataModule(dreams, Stream(16, UPDATES))
         ends[ranks] = network.state_dict(), fit(module, data, workplace(tmp_path / str(ranks), ranks))
     assert_same(ends[1], ends[2])
