@@ -1,10 +1,14 @@
-"""What the features of a network that learned new classes would allow: its accuracy with the best linear classifier.
+"""Where a network that learned new classes falls short: in its classifier, within old and new classes, or between them.
 
     python benchmarks/new_class_features.py RUN [RUN ...]
 
 Of every finished run of `task=class_incremental` in one step it takes the networks, keeps their features, and fits a
 classifier anew on the real training images of *all* classes, old ones too: logistic regression on standardised
 features, with a ridge of 1e-4. No learning without the old images could end above that by a better classifier alone.
+Of the networks as they are it tells how many images they get right where they are told whether the class is an old or
+a new one (`told which`), and how well they tell that themselves: the AUC of logsumexp(old logits) - logsumexp(new
+logits) (`old from new`). `with the teacher` is the AUC of the best linear combination of both logsumexps and the
+teacher's, fitted to the test images themselves: an upper bound that no learning may use.
 Accuracy is of the run's test images; it is written to `benchmarks/new_class_features.json`.
 """
 
@@ -23,6 +27,7 @@ from dfkd.errors import ConfigError
 from dfkd.evaluation.scores import accuracy, answers
 from dfkd.files import write_json
 from dfkd.models.classifier import classifier_of, features_and_logits
+from dfkd.privacy.membership import auc
 from dfkd.real_data import Purpose
 from dfkd.reporting.run_directory import product_of
 from dfkd.stages.networks import load
@@ -49,6 +54,24 @@ def fitted(features: Tensor, labels: Tensor, classes: int) -> nn.Linear:
     return layer
 
 
+def between(logits: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, float]:
+    """What depends on telling old classes from new ones, of logits (N, old + new) and the teacher's (N, old)."""
+    known = teacher.shape[1]
+    old = labels < known
+    halves = logits[:, :known], logits[:, known:]
+    told = torch.where(old, halves[0].argmax(1), known + halves[1].argmax(1))
+    sums = torch.stack([each.logsumexp(1) for each in (*halves, teacher)], 1)
+    best = fitted((sums - sums.mean(0)) / sums.std(0), old.long(), 2)
+    with torch.no_grad():
+        combined = best((sums - sums.mean(0)) / sums.std(0)).diff(dim=1)[:, 0]
+    margin = sums[:, 0] - sums[:, 1]
+    return {
+        "told which": accuracy(told, labels, logits.shape[1]),
+        "old from new": round(auc(margin[old], margin[~old]), 4),
+        "with the teacher": round(auc(combined[old], combined[~old]), 4),
+    }
+
+
 def measured(run: Path) -> dict:
     """Accuracy of a run's networks, and of their features with a classifier that knows all images."""
     e = finished_run(run)
@@ -58,6 +81,7 @@ def measured(run: Path) -> dict:
     classes = sum(step.tasks)
     training = step.images(Purpose.REAL_DATA_CONTROL, 0, 1).open()
     tests = step.images(Purpose.EVALUATION, 0, 1).open()
+    teacher = load(e.network, product_of(run, "teacher")).eval()
     for name in NETWORKS:
         network = load(step.extended, product_of(run, name)).eval()
         layer, own = classifier_of(network, classes, e.spec.image_shape)
@@ -73,6 +97,7 @@ def measured(run: Path) -> dict:
         with torch.no_grad():
             logits = {"own": own(seen), "of all images": best((seen - mean) * scale)}
         found[name] = {kind: accuracy(each.argmax(1), labels, classes) for kind, each in logits.items()}
+        found[name] |= between(logits["own"], answers(teacher, tests)[0], labels)
         print(f"{run.name}: {name}: {found[name]}", flush=True)
     return {"updates": e.incremental.updates, "seed": e.seed, "networks": found}
 
