@@ -198,9 +198,8 @@ def test_what_features_of_new_classes_allow_is_that_of_the_recorded_networks():
     assert f"after {row['updates']:,} updates, is right on {allowed['learn']} % of the test images" in text
     assert f"of `balanced`, on {without} with those" in text and f"and on {allowed['joint']} with those" in text
     names = "learn", "learning_without_forgetting", "joint"
-    told, auc = (
-        [f"{100 * row['networks'][name][kind]:.1f}" for name in names] for kind in ("told which", "old from new")
-    )
+    networks = [row["networks"][name] for name in names]
+    told, auc = ([f"{100 * each[kind]:.1f}" for each in networks] for kind in ("told which", "old from new"))
     assert f"the three are right on {told[0]} % (dreams), {told[1]} and {told[2]};" in text
     assert f"with an AUC of {auc[0]}, {auc[1]} and {auc[2]} %" in text
     assert f"themselves, has {100 * row['networks']['learn']['with the teacher']:.1f}." in text
