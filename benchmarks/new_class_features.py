@@ -61,9 +61,10 @@ def between(logits: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, float]
     halves = logits[:, :known], logits[:, known:]
     told = torch.where(old, halves[0].argmax(1), known + halves[1].argmax(1))
     sums = torch.stack([each.logsumexp(1) for each in (*halves, teacher)], 1)
-    best = fitted((sums - sums.mean(0)) / sums.std(0), old.long(), 2)
+    standardised = (sums - sums.mean(0)) / sums.std(0)
+    best = fitted(standardised, old.long(), 2)
     with torch.no_grad():
-        combined = best((sums - sums.mean(0)) / sums.std(0)).diff(dim=1)[:, 0]
+        combined = best(standardised).diff(dim=1)[:, 0]
     margin = sums[:, 0] - sums[:, 1]
     return {
         "told which": accuracy(told, labels, logits.shape[1]),
@@ -81,7 +82,7 @@ def measured(run: Path) -> dict:
     classes = sum(step.tasks)
     training = step.images(Purpose.REAL_DATA_CONTROL, 0, 1).open()
     tests = step.images(Purpose.EVALUATION, 0, 1).open()
-    teacher = load(e.network, product_of(run, "teacher")).eval()
+    known_before, _ = answers(load(e.network, product_of(run, "teacher")).eval(), tests)
     for name in NETWORKS:
         network = load(step.extended, product_of(run, name)).eval()
         layer, own = classifier_of(network, classes, e.spec.image_shape)
@@ -97,7 +98,7 @@ def measured(run: Path) -> dict:
         with torch.no_grad():
             logits = {"own": own(seen), "of all images": best((seen - mean) * scale)}
         found[name] = {kind: accuracy(each.argmax(1), labels, classes) for kind, each in logits.items()}
-        found[name] |= between(logits["own"], answers(teacher, tests)[0], labels)
+        found[name] |= between(logits["own"], known_before, labels)
         print(f"{run.name}: {name}: {found[name]}", flush=True)
     return {"updates": e.incremental.updates, "seed": e.seed, "networks": found}
 

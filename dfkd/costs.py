@@ -141,16 +141,14 @@ def _distillation_update(e: Experiment) -> float:
 
 
 def _new_classes_update(e: Experiment) -> float:
-    spec, settings = e.spec, replace(e.incremental, steps=1, classifier_share=0.0)
+    spec, settings = e.spec, e.incremental
     old, network = e.network.build().eval(), e.network.build()
     classifier, _ = classifier_of(old, spec.num_classes, spec.image_shape)
     extend_classifier(network, spec.num_classes, settings.new_classes, spec.image_shape)
     images = noise_images(settings.batch_size, spec.image_shape, 0).images
-    first, last = spec.num_classes, spec.num_classes + settings.new_classes
-    new, memory = (
-        TensorDataset(images, torch.arange(len(images)) % (end - start) + start)
-        for start, end in ((first, last), (0, first))
-    )
+    numbers = torch.arange(len(images))
+    new = TensorDataset(images, spec.num_classes + numbers % settings.new_classes)
+    memory = TensorDataset(images, numbers % spec.num_classes)
 
     def learn(updates: int) -> None:
         module = ClassIncrementalLearning(network, old, replace(settings, updates=updates), 0, classifier)
