@@ -8,7 +8,9 @@ features, with a ridge of 1e-4. No learning without the old images could end abo
 Of the networks as they are it tells how many images they get right where they are told whether the class is an old or
 a new one (`told which`), and how well they tell that themselves: the AUC of logsumexp(old logits) - logsumexp(new
 logits) (`old from new`). `with the teacher` is the AUC of the best linear combination of both logsumexps and the
-teacher's, fitted to the test images themselves: an upper bound that no learning may use.
+teacher's, fitted to the test images themselves: an upper bound that no learning may use. `images as old` and `dreams
+as old` are the shares of the old classes' test images, and of held-out dreams of these classes, that a network takes
+for any old class: with joint training they tell whether dreams look like what they stand for.
 Accuracy is of the run's test images; it is written to `benchmarks/new_class_features.json`.
 """
 
@@ -30,6 +32,7 @@ from dfkd.models.classifier import classifier_of, features_and_logits
 from dfkd.privacy.membership import auc
 from dfkd.real_data import Purpose
 from dfkd.reporting.run_directory import product_of
+from dfkd.stages.dreams import all_dreams
 from dfkd.stages.networks import load
 from dfkd.tasks.class_incremental import Step
 
@@ -67,10 +70,16 @@ def between(logits: Tensor, teacher: Tensor, labels: Tensor) -> dict[str, float]
         combined = best(standardised).diff(dim=1)[:, 0]
     margin = sums[:, 0] - sums[:, 1]
     return {
+        "images as old": as_old(logits[old], known),
         "told which": accuracy(told, labels, logits.shape[1]),
         "old from new": round(auc(margin[old], margin[~old]), 4),
         "with the teacher": round(auc(combined[old], combined[~old]), 4),
     }
+
+
+def as_old(logits: Tensor, known: int) -> float:
+    """Share of logits (N, old + new) whose highest is one of the `known` old classes."""
+    return round((logits.argmax(1) < known).double().mean().item(), 4)
 
 
 def measured(run: Path) -> dict:
@@ -83,6 +92,7 @@ def measured(run: Path) -> dict:
     training = step.images(Purpose.REAL_DATA_CONTROL, 0, 1).open()
     tests = step.images(Purpose.EVALUATION, 0, 1).open()
     known_before, _ = answers(load(e.network, product_of(run, "teacher")).eval(), tests)
+    held_out = all_dreams(product_of(run, "dream")).held_out.images.float()
     for name in NETWORKS:
         network = load(step.extended, product_of(run, name)).eval()
         layer, own = classifier_of(network, classes, e.spec.image_shape)
@@ -96,9 +106,10 @@ def measured(run: Path) -> dict:
         best = fitted((known - mean) * scale, labels, classes)
         seen, labels = answers(features, tests)
         with torch.no_grad():
+            dreams_as_old = as_old(network(held_out), e.spec.num_classes)
             logits = {"own": own(seen), "of all images": best((seen - mean) * scale)}
         found[name] = {kind: accuracy(each.argmax(1), labels, classes) for kind, each in logits.items()}
-        found[name] |= between(logits["own"], known_before, labels)
+        found[name] |= between(logits["own"], known_before, labels) | {"dreams as old": dreams_as_old}
         print(f"{run.name}: {name}: {found[name]}", flush=True)
     return {"updates": e.incremental.updates, "seed": e.seed, "networks": found}
 
