@@ -201,7 +201,9 @@ def test_what_features_of_new_classes_allow_is_that_of_the_recorded_networks():
 
     networks = "learn", "learning_without_forgetting", "joint"
     dreams, without, joint = mean("of all images", *networks)
-    assert f"is right on {dreams} % of the test images with those of `balanced`, on {without} with those" in text
+    [updates] = {row["updates"] for row in rows}
+    assert f"after {updates:,} updates, is right on {dreams} % of the test images" in text
+    assert f"with those of `balanced`, on {without} with those of learning without forgetting" in text
     assert f"and on {joint} with those of joint training" in text
     told, auc = mean("told which", *networks), mean("old from new", *networks)
     assert f"the three are right on {told[0]} % (dreams), {told[1]} and {told[2]};" in text
