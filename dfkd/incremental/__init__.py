@@ -1,7 +1,7 @@
 """Class-incremental learning: new classes from their images, the old ones kept by dreams of the old network."""
 
 from dfkd.incremental.datamodule import PairedDataModule
-from dfkd.incremental.losses import class_weights, incremental_losses, weighted_cross_entropy
+from dfkd.incremental.losses import class_weights, incremental_losses, turned_losses, weighted_cross_entropy
 from dfkd.incremental.module import ClassifierTuning, ClassIncrementalLearning
 from dfkd.incremental.recipe import IncrementalRecipe
 
@@ -12,5 +12,6 @@ __all__ = [
     "PairedDataModule",
     "class_weights",
     "incremental_losses",
+    "turned_losses",
     "weighted_cross_entropy",
 ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd.incremental.losses import class_weights, incremental_losses, weighted_cross_entropy
+from dfkd.incremental.losses import class_weights, incremental_losses, kept, turned_losses, weighted_cross_entropy
 from dfkd.incremental.recipe import IncrementalRecipe
 from dfkd.models.classifier import features_and_logits
 from dfkd.models.freezing import frozen
-from dfkd.training.augmentation import augment
+from dfkd.seeding import derive_seed
+from dfkd.training.augmentation import augment, quarter_turns
 from dfkd.training.module import SeededTraining, TeacherStudentModule
 from dfkd.training.ranks import whole_batch_norm
 
@@ -20,7 +23,8 @@ class ClassIncrementalLearning(TeacherStudentModule):
 
     With the losses `balanced` these are of separate heads, and one more cross-entropy, of new images and dreams among
     all classes with `class_weights`, is of the classifier alone: the features that it sees have no gradient. So the
-    backbone gains nothing by telling dreams from images.
+    backbone gains nothing by telling dreams from images. With a `rotation_weight` r it adds r (`turned_losses` + a_old
+    `kept`) of the new images turned, whose classes have a layer of their own that goes with the training.
 
     Batches are those of `PairedDataModule`. The network sees new images and dreams as one batch, so that its batch
     norms keep statistics of both.
@@ -47,6 +51,17 @@ class ClassIncrementalLearning(TeacherStudentModule):
         super().__init__(network, old, recipe, seed)
         self._classifier = classifier
         self._memory_is_real = memory_is_real
+        self._turned: nn.Linear | None = None
+        if recipe.losses == "balanced" and recipe.rotation_weight:
+            layer = network.get_submodule(classifier)
+            assert isinstance(layer, nn.Linear)  # as `classifier_of` finds it
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(seed, "turned classes"))
+                self._turned = nn.Linear(layer.in_features, 3 * recipe.new_classes)
+
+    def configure_optimizers(self) -> Any:
+        trained = self.network if self._turned is None else nn.ModuleList([self.network, self._turned])
+        return self.optimized(trained)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         recipe = self.recipe
@@ -56,22 +71,37 @@ class ClassIncrementalLearning(TeacherStudentModule):
             with whole_batch_norm(self.network, self.ranks):
                 loss = F.cross_entropy(self.network(together), labels.T.flatten())
             return {"total": loss, "new": loss}
+        shown = len(together)
+        if self._turned is not None:
+            turns = torch.randint(1, 4, (count,), device=together.device)
+            together = torch.cat([together, quarter_turns(together[:count], turns)])
         with torch.no_grad(), frozen(self.teacher):
             expected = self.teacher(together)
         balanced = recipe.losses == "balanced"
+        weight = recipe.logit_weight if balanced else 0.0
         with whole_batch_norm(self.network, self.ranks):
             if balanced:
                 features, logits = features_and_logits(self.network, self._classifier, together)
             else:
                 logits = self.network(together)
         terms = incremental_losses(
-            logits[:count], labels[:, 0], expected[:count], logits[count:], expected[count:], recipe.temperature,
-            separate_heads=recipe.losses != "deepinversion",
+            logits[:count], labels[:, 0], expected[:count], logits[count:shown], expected[count:shown],
+            recipe.temperature, separate_heads=recipe.losses != "deepinversion", logit_weight=weight,
         )  # fmt: skip
         if balanced:
-            among_all = self.network.get_submodule(self._classifier)(features.detach())
+            among_all = self.network.get_submodule(self._classifier)(features[:shown].detach())
             terms["classifier"] = weighted_cross_entropy(among_all, labels.T.flatten(), weights)
-        factors = {"old": recipe.old_weight, "dreams": recipe.dream_weight if len(together) > count else 0.0}
+        if self._turned is not None:
+            first = expected.shape[1]
+            every = torch.cat([logits[:, first:], self._turned(features)], 1)
+            terms["new"], terms["turned"] = turned_losses(every[:count], every[shown:], labels[:, 0] - first, turns)
+            old = kept(logits[shown:], expected[shown:], recipe.temperature, weight)
+            terms["old"] = terms["old"] + recipe.rotation_weight * old
+        factors = {
+            "old": recipe.old_weight,
+            "dreams": recipe.dream_weight if shown > count else 0.0,
+            "turned": recipe.rotation_weight,
+        }
         used = {name: term for name, term in terms.items() if factors.get(name, 1.0)}
         total = torch.stack([factors.get(name, 1.0) * term for name, term in used.items()]).sum()
         return {"total": total} | used

@@ -25,6 +25,12 @@ class IncrementalRecipe(OptimizerRecipe):
         temperature: softmax temperature of the two distillation terms.
         dream_weight: weight of t^2 KL(old || new) on dreams.
         old_weight: weight of t^2 KL(old || new) on the new images, over the old classes.
+        logit_weight: with `balanced`, if not 0: both distillation terms are this times the mean squared difference of
+            the old classes' logits, which keeps their size as well, in the place of KL (as in Always Be Dreaming).
+        rotation_weight: with `balanced`, weight of the new images turned by one, two or three quarters, each class
+            and turn a class of its own beside those upright (self-supervised label augmentation, Lee et al. 2020). To
+            tell them the backbone must learn more of the new classes' shapes. Not for images that a turn makes another
+            class, as a 6 a 9.
         classifier_share: share of the updates, the last, in which `balanced` trains the classifier alone on a frozen
             backbone (R-DFCIL, Gao et al. 2022).
     """
@@ -36,6 +42,8 @@ class IncrementalRecipe(OptimizerRecipe):
     temperature: float = 2.0
     dream_weight: float = 1.0
     old_weight: float = 1.0
+    logit_weight: float = 0.0
+    rotation_weight: float = 0.0
     classifier_share: float = 0.0
 
     group = "incremental"
@@ -47,7 +55,7 @@ class IncrementalRecipe(OptimizerRecipe):
         require(self.steps >= 1, "incremental.steps", self.steps, "1 or more")
         require(self.losses in LOSSES, "incremental.losses", self.losses, f"one of {LOSSES}")
         require(self.temperature > 0, "incremental.temperature", self.temperature, "above 0")
-        for option in ("dream_weight", "old_weight"):
+        for option in ("dream_weight", "old_weight", "logit_weight", "rotation_weight"):
             require(getattr(self, option) >= 0, f"incremental.{option}", getattr(self, option), "0 or more")
         require(0 <= self.classifier_share < 1, "incremental.classifier_share", self.classifier_share, "in [0, 1)")
 

@@ -45,6 +45,8 @@ def check(e: Experiment, teacher: nn.Module) -> None:
         for images in e.new_data:
             e.data.require_disjoint(images)
     classifier, _ = classifier_of(teacher, spec.num_classes, spec.image_shape)
+    if recipe.rotation_weight and spec.image_shape[1] != spec.image_shape[2]:
+        require(False, "incremental.rotation_weight", recipe.rotation_weight, "0 for images that are not square")
     if recipe.losses == "balanced":
         with torch.no_grad(), frozen(teacher):
             features_and_logits(teacher, classifier, torch.zeros(2, *spec.image_shape))
@@ -145,7 +147,9 @@ def plan(e: Experiment) -> Plan:
 
 
 def _controls(e: Experiment, steps: list[Step], teacher: Stage) -> dict[str, list[list[Stage]]]:
-    one_softmax = replace(e.incremental, losses="deepinversion", classifier_share=0.0)  # whatever `learn` has
+    one_softmax = replace(  # whatever `learn` has
+        e.incremental, losses="deepinversion", classifier_share=0.0, logit_weight=0.0, rotation_weight=0.0
+    )
     alone = replace(one_softmax, dream_weight=0.0)
     recipes = {
         "fine_tuning": replace(alone, old_weight=0.0),

@@ -29,6 +29,14 @@ def augment(images: Tensor, crop_padding: int = 0, flip: bool = False) -> Tensor
     return images
 
 
+def quarter_turns(images: Tensor, turns: Tensor) -> Tensor:
+    """Each image of (B, C, S, S) turned by its number of quarters, `turns` (B,)."""
+    turned = images.clone()
+    for quarters in (1, 2, 3):
+        turned[turns == quarters] = images[turns == quarters].rot90(quarters, (2, 3))
+    return turned
+
+
 def mixup(images: Tensor, share: float) -> Tensor:
     """`share` of the images of (B, C, H, W) blended with another of the batch: l a + (1 - l) b, l uniform in [0, 1].
 

@@ -61,7 +61,11 @@ class SeededTraining(lightning.LightningModule):
         raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = make_optimizer(self.network, self.recipe)
+        return self.optimized(self.network)
+
+    def optimized(self, trained: nn.Module) -> Any:
+        """What Lightning asks for, to train the parameters of `trained`."""
+        optimizer, schedule = make_optimizer(trained, self.recipe)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def setup(self, stage: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dfkd.incremental import (
     PairedDataModule,
     class_weights,
     incremental_losses,
+    turned_losses,
     weighted_cross_entropy,
 )
 from dfkd.incremental.recipe import LOSSES
@@ -28,6 +30,7 @@ from dfkd.models.classifier import extend_classifier, features_and_logits
 from dfkd.models.freezing import requiring_grad
 from dfkd.reporting.class_incremental import over_steps
 from dfkd.tasks import CLASS_INCREMENTAL
+from dfkd.training.augmentation import quarter_turns
 from dfkd.training.data import Stream
 from dfkd.training.fit import TrainerOptions, Workplace, fit
 
@@ -65,6 +68,47 @@ def test_the_losses_are_the_published_formula():
     p, q = (old_dreams / 2).softmax(1), (dreams[:, :4] / 2).softmax(1)
     torch.testing.assert_close(apart["dreams"], 4 * (p * (p / q).log()).sum(1).mean())
     torch.testing.assert_close(apart["old"], terms["old"])
+    by_logits = incremental_losses(new, labels, old, dreams, old_dreams, 2.0, separate_heads=True, logit_weight=0.5)
+    torch.testing.assert_close(by_logits["dreams"], 0.5 * (dreams[:, :4] - old_dreams).square().mean())
+    torch.testing.assert_close(by_logits["old"], 0.5 * (new[:, :4] - old).square().mean())
+    torch.testing.assert_close(by_logits["new"], apart["new"])
+
+
+def test_each_class_and_turn_is_a_class_of_its_own():
+    upright, turned = torch.randn(3, 8), torch.randn(3, 8)  # two classes, each by four turns
+    labels, turns = torch.tensor([0, 1, 1]), torch.tensor([2, 1, 3])
+    one, other = turned_losses(upright, turned, labels, turns)
+    torch.testing.assert_close(one, F.cross_entropy(upright, labels))
+    torch.testing.assert_close(other, -turned.log_softmax(1)[range(3), [3, 5, 7]].mean())
+    image = torch.arange(4.0).view(1, 1, 2, 2)
+    by_turn = quarter_turns(image.expand(4, 1, 2, 2), torch.arange(4))
+    assert [corner.tolist() for corner in by_turn[:, 0, 0]] == [[0, 1], [1, 3], [3, 2], [2, 0]]
+
+
+def test_turned_images_reach_the_backbone_and_leave_nothing_behind(teacher, network, sets, tmp_path):
+    ends = {}
+    for weight in (0.0, 1.0):
+        recipe = replace(RECIPE, rotation_weight=weight, logit_weight=0.1)
+        learner = copy.deepcopy(network)
+        module = ClassIncrementalLearning(learner, teacher, recipe, 3, "linear")
+        before = [value.clone() for value in module.parameters()]
+        history = fit(module, PairedDataModule(*sets, Stream(8, 12, 3)), Workplace(tmp_path / str(weight), CPU))
+        assert ("turned" in history[-1]) == bool(weight)
+        assert not any(torch.equal(*pair) for pair in zip(before, module.parameters(), strict=True))
+        ends[weight] = learner.state_dict()
+    assert ends[1.0].keys() == network.state_dict().keys()
+    assert not torch.allclose(ends[0.0]["conv1.weight"], ends[1.0]["conv1.weight"])
+
+
+def test_images_that_are_not_square_cannot_be_turned(tmp_path):
+    options = [
+        *DREAMS, "task=class_incremental", "data@new_data=digits", "data.only=[0,1,2,3,4]", "new_data.only=[5,6,7,8,9]",
+        "input.num_classes=5", "incremental.new_classes=5", "incremental.rotation_weight=1",
+        "input.image_shape=[1,8,6]",
+    ]  # fmt: skip
+    done = command(options, tmp_path, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "incremental.rotation_weight must be 0 for images that are not square, got 1.0" in done.stderr
 
 
 def test_every_class_weighs_the_same():
@@ -145,7 +189,7 @@ def test_new_images_are_paired_with_the_memory_each_in_epochs_of_its_own(sets):
 
 @pytest.mark.parametrize("losses", LOSSES)
 def test_an_interrupted_learning_ends_with_the_same_numbers(teacher, network, sets, losses, tmp_path):
-    recipe = IncrementalRecipe(new_classes=3, updates=12, batch_size=8, learning_rate=0.05, losses=losses)
+    recipe = replace(RECIPE, losses=losses, rotation_weight=1.0)
     before, ends = copy.deepcopy(teacher.state_dict()), []
     for name, callbacks in (("whole", []), ("broken", [Interrupt(8)]), ("broken", [])):
         learner = copy.deepcopy(network)
@@ -171,6 +215,8 @@ def test_an_interrupted_learning_ends_with_the_same_numbers(teacher, network, se
         ("temperature", 0.0),
         ("dream_weight", -1.0),
         ("old_weight", -1.0),
+        ("logit_weight", -1.0),
+        ("rotation_weight", -1.0),
         ("classifier_share", 1.0),
     ],
 )
@@ -186,7 +232,8 @@ def test_controls_are_the_same_whatever_the_losses_of_the_learning_network(tmp_p
     ]  # fmt: skip
     made = []
     for losses in ("deepinversion", "balanced"):
-        command([*options, f"incremental.losses={losses}", f"run_dir={losses}"], tmp_path)
+        extra = ["incremental.logit_weight=0.1", "incremental.rotation_weight=1"] if losses == "balanced" else []
+        command([*options, *extra, f"incremental.losses={losses}", f"run_dir={losses}"], tmp_path)
         made.append(json.loads((tmp_path / losses / "result.json").read_text())["artifacts"])
     one, balanced = made
     assert {name for name in balanced if one.get(name) != balanced[name]} == {"learn", "learn_backbone", "evaluate"}
