@@ -2,9 +2,10 @@
 
     python benchmarks/new_class_features.py RUN [RUN ...]
 
-Of every finished run of `task=class_incremental` in one step it takes the networks, keeps their features, and fits a
-classifier anew on the real training images of *all* classes, old ones too: logistic regression on standardised
-features, with a ridge of 1e-4. No learning without the old images could end above that by a better classifier alone.
+Of every finished run of `task=class_incremental` in one step it takes the networks that the run has of `learn`,
+`learning_without_forgetting` and `joint`, keeps their features, and fits a classifier anew on the real training images
+of *all* classes, old ones too: logistic regression on standardised features, with a ridge of 1e-4. No learning without
+the old images could end above that by a better classifier alone.
 Of the networks as they are it tells how many images they get right where they are told whether the class is an old or
 a new one (`told which`), and how well they tell that themselves: the AUC of logsumexp(old logits) - logsumexp(new
 logits) (`old from new`). `with the teacher` is the AUC of the best linear combination of both logsumexps and the
@@ -17,6 +18,7 @@ Accuracy is of the run's test images; it is written to `benchmarks/new_class_fea
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -31,7 +33,7 @@ from dfkd.files import write_json
 from dfkd.models.classifier import classifier_of, features_and_logits
 from dfkd.privacy.membership import auc
 from dfkd.real_data import Purpose
-from dfkd.reporting.run_directory import product_of
+from dfkd.reporting.run_directory import RESULT, product_of
 from dfkd.stages.dreams import all_dreams
 from dfkd.stages.networks import load
 from dfkd.tasks.class_incremental import Step
@@ -93,7 +95,8 @@ def measured(run: Path) -> dict:
     tests = step.images(Purpose.EVALUATION, 0, 1).open()
     known_before, _ = answers(load(e.network, product_of(run, "teacher")).eval(), tests)
     held_out = all_dreams(product_of(run, "dream")).held_out.images.float()
-    for name in NETWORKS:
+    made = json.loads((run / RESULT).read_text(encoding="utf-8"))["scores"]
+    for name in (name for name in NETWORKS if name in made):
         network = load(step.extended, product_of(run, name)).eval()
         layer, own = classifier_of(network, classes, e.spec.image_shape)
 
@@ -111,7 +114,13 @@ def measured(run: Path) -> dict:
         found[name] = {kind: accuracy(each.argmax(1), labels, classes) for kind, each in logits.items()}
         found[name] |= between(logits["own"], known_before, labels) | {"dreams as old": dreams_as_old}
         print(f"{run.name}: {name}: {found[name]}", flush=True)
-    return {"updates": e.incremental.updates, "seed": e.seed, "networks": found}
+    recipe = e.incremental
+    settings = {
+        "updates": recipe.updates,
+        "logit_weight": recipe.logit_weight,
+        "rotation_weight": recipe.rotation_weight,
+    }
+    return settings | {"seed": e.seed, "networks": found}
 
 
 def main() -> None:
